@@ -17,6 +17,7 @@ from ..engines.vllm.logs import GRAPHS_MOST_BYTES, beside_weights
 from ..errors import UnsupportedError, UsageError
 from ..language import Message
 from ..predicting.predict import predict
+from ..predicting.scoring import scoring_bytes
 from ..results.colocated import Colocated, Phase, PhaseName, RolloutEngine, SleepLevel
 from ..results.fit import Gpu
 from ..results.memory import MemoryReport, Moment, Run
@@ -78,7 +79,8 @@ def colocated(memory: MemoryReport, rollouts: Rollouts) -> Colocated:
         raise UsageError("grpo_reference")
     _check_peak(memory)
     engine = _vllm(memory.report, run, rollouts) if rollouts.engine == "vllm" else _Held()
-    phases = tuple(_phases(memory, rollouts, engine, _work(memory, rollouts)))
+    work = _work(memory, rollouts)
+    phases = tuple(_phases(memory, rollouts, engine, work))
     return Colocated(
         engine=rollouts.engine,
         gpu=rollouts.gpu,
@@ -88,33 +90,38 @@ def colocated(memory: MemoryReport, rollouts: Rollouts) -> Colocated:
         phases=phases,
         host_bytes=engine.host_bytes,
         kv_cache_tokens=engine.kv_cache_tokens,
-        assumptions=(*_assumptions(memory, rollouts), *trained.assumptions),
+        assumptions=(*_assumptions(memory, rollouts, bounded=work.bounded), *trained.assumptions),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
-    """What phases take beyond what stays: the policy while it generates and scores, and the reward model."""
+    """What phases take beyond what stays: the policy while it generates and scores, and the reward model. bounded: scoring is an
+    upper bound."""
 
     rollout: int
     score: int
+    bounded: bool
     reward_weights: int
     reward: int
 
 
 def _work(memory: MemoryReport, rollouts: Rollouts) -> _Work:
     run = memory.run
-    score = _beyond_weights(_peak(memory.report, _plain(run, mode="forward")))
+    traced = scoring_bytes(memory.report, run, sequences=rollouts.count, reference=rollouts.reference)
+    bounded = traced is None
+    score = _beyond_weights(_peak(memory.report, _plain(run, mode="forward"))) if traced is None else traced
     rollout = 0
     if rollouts.engine == "transformers":
         prompt = run.prompt_tokens - run.new_tokens
         generating = _plain(run, mode="generate", batch=rollouts.count, prompt_tokens=prompt)
         rollout = _beyond_weights(_peak(memory.report, generating))
     if rollouts.reward is None:
-        return _Work(rollout=rollout, score=score, reward_weights=0, reward=0)
+        return _Work(rollout=rollout, score=score, bounded=bounded, reward_weights=0, reward=0)
     judging = _peak(rollouts.reward, replace(_plain(run, mode="forward"), attention="auto", autocast=None))
     weights = judging.weights + (judging.buffers or 0)
-    return _Work(rollout=rollout, score=score, reward_weights=weights, reward=_beyond_weights(judging))
+    judged = _beyond_weights(judging)
+    return _Work(rollout=rollout, score=score, bounded=bounded, reward_weights=weights, reward=judged)
 
 
 def _phases(memory: MemoryReport, rollouts: Rollouts, engine: _Held, work: _Work) -> Iterator[Phase]:
@@ -127,7 +134,8 @@ def _phases(memory: MemoryReport, rollouts: Rollouts, engine: _Held, work: _Work
     reference = trained.steady.weights + (trained.steady.buffers or 0) if rollouts.reference else 0
     taken: tuple[tuple[PhaseName, int, int], ...] = (
         ("rollout", rest + work.rollout, 0),
-        ("score", min(rest + work.score, peak), 0),  # training's forward requests as much, and keeps more
+        # Training's forward requests as much as a bound's, and keeps more.
+        ("score", min(rest + work.score, peak) if work.bounded else rest + work.score, 0),
         *((("reward", rest, work.reward),) if rollouts.reward is not None else ()),
         ("train", peak, 0),
     )
@@ -221,9 +229,10 @@ def _cache_tokens(report: Report, run: Run, rollouts: Rollouts) -> int | None:
     return int(reserve.cache_tokens)
 
 
-def _assumptions(memory: MemoryReport, rollouts: Rollouts) -> Iterator[Message]:
+def _assumptions(memory: MemoryReport, rollouts: Rollouts, *, bounded: bool) -> Iterator[Message]:
     yield Message("assume_grpo_step", completion=memory.run.new_tokens)
     yield Message("assume_grpo_head" if memory.run.loop.loss == "trl" else "assume_grpo_logits")
+    yield Message("assume_grpo_score_bound" if bounded else "assume_grpo_scored", batch=memory.run.batch)
     if rollouts.engine == "vllm":
         yield Message(f"assume_grpo_sleep_{rollouts.sleep}")
         yield Message("assume_grpo_graphs", most=size(GRAPHS_MOST_BYTES))

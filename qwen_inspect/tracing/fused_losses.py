@@ -172,8 +172,26 @@ class TRLOutputs:
         return self.losses.sum() / labelled.clamp(min=1)
 
 
-def _trl_results(labelled: int, model: Any, labels: Any, inputs: dict[str, Any]) -> tuple[Any, ...]:
-    """Log-probabilities, entropies and hits of all tokens, and which tokens have labels.
+def selected_log_probabilities(
+    model: Any, labels: Any, inputs: dict[str, Any], *, labelled: int, entropies: bool
+) -> tuple[Any, ...]:
+    """What the forward with TRL's head returns: the loss, log-probabilities of all tokens, and entropies if they are asked for.
+
+    Source: TRL 1.16, trainer/utils.py, add_fused_lm_head
+    """
+    outputs = ("entropy",) if entropies else ()
+    log_probabilities, entropy, _, mask = _trl_results(labelled, model, labels, inputs, outputs)
+    return -log_probabilities.sum() / mask.sum().clamp(min=1), log_probabilities, entropy
+
+
+def _trl_results(
+    labelled: int,
+    model: Any,
+    labels: Any,
+    inputs: dict[str, Any],
+    outputs: tuple[str, ...] = ("entropy", "is_top1"),
+) -> tuple[Any, ...]:
+    """Log-probabilities, entropies and hits of all tokens (None if not among the outputs), and which tokens have labels.
 
     Source: TRL 1.16, trainer/utils.py, add_fused_lm_head
     """
@@ -186,8 +204,10 @@ def _trl_results(labelled: int, model: Any, labels: Any, inputs: dict[str, Any])
         model.get_output_embeddings().weight,
         selected.apply(labels, mask, labelled),
         _autocast_dtype(hidden.dtype),
+        outputs,
     )
-    return *(each.new_zeros(mask.shape).masked_scatter(mask, each) for each in results), mask
+    whole = (None if each is None else each.new_zeros(mask.shape).masked_scatter(mask, each) for each in results)
+    return *whole, mask
 
 
 @functools.cache
@@ -219,7 +239,7 @@ def _trl_function() -> Any:
     """
     import torch
 
-    def forward(ctx: Any, hidden: Any, weight: Any, targets: Any, dtype: Any) -> Any:
+    def forward(ctx: Any, hidden: Any, weight: Any, targets: Any, dtype: Any, outputs: tuple[str, ...]) -> Any:
         ctx.set_materialize_grads(False)
         tokens = len(hidden)
         highest = torch.full((tokens,), float("-inf"), dtype=torch.float32)
@@ -234,11 +254,11 @@ def _trl_function() -> Any:
                 torch.mm(chunk, part.to(dtype).t(), out=buffer[: len(chunk), : len(part)])
         log_z = highest + torch.log(sum_exp)
         log_probabilities = target_logit - log_z
-        entropy = log_z - weighted / sum_exp
-        hits = (target_logit >= highest) & (target_logit > before)
-        ctx.save_for_backward(hidden, weight, targets, log_z, entropy)
+        entropy = log_z - weighted / sum_exp if "entropy" in outputs else None
+        hits = (target_logit >= highest) & (target_logit > before) if "is_top1" in outputs else None
+        ctx.save_for_backward(hidden, weight, targets, log_z, log_z if entropy is None else entropy)
         ctx.dtype = dtype
-        ctx.mark_non_differentiable(hits)
+        ctx.mark_non_differentiable(*([] if hits is None else [hits]))
         return log_probabilities, entropy, hits
 
     def backward(ctx: Any, gradient: Any, *_: Any) -> Any:
@@ -258,6 +278,7 @@ def _trl_function() -> Any:
         return (
             None if of_hidden is None else of_hidden.to(hidden.dtype),
             None if of_weight is None else of_weight.to(weight.dtype),
+            None,
             None,
             None,
         )

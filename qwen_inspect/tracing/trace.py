@@ -63,6 +63,7 @@ from .one_rank import (
 from .one_row import one_row
 from .optimizers import optimizer_of, page, to_device
 from .recorder import Recorder, recording
+from .scoring import score
 from .selecting import known_selections
 from .steps import train
 from .towers import with_few_layers
@@ -89,6 +90,7 @@ class TraceRequest:
     float16 trains with a gradient scaler. loop: what is around a training step.
     media: images, videos and audio that every sequence begins with.
     packed: a batch without a mask gets one of packed sequences, as in transformers 4.53 to 4.57.
+    scored: of `train`: no step, but log-probabilities without gradients.
     """
 
     mode: Mode
@@ -114,6 +116,7 @@ class TraceRequest:
     loop: Loop = Loop()
     packed: bool = False
     media: Media | None = None
+    scored: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_tokens", "new_tokens", "steps", "accumulate", "layers"):
@@ -187,7 +190,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             if workload.mode != "train":  # a backward keeps tensors of every turn
                 stack.enter_context(few_turns(model))
                 stack.enter_context(alike_calls(recorder) if workload.media is not None else nullcontext())
-            elif workload.loop.masked and not workload.padded:
+            elif (workload.loop.masked or workload.scored) and not workload.padded:
                 stack.enter_context(masks_of_ones(model))
             if workload.media is not None:
                 stack.enter_context(known_values(recorder, workload.device))
@@ -359,6 +362,8 @@ def _runs(model: Any, spec: ModelSpec, workload: TraceRequest) -> Callable[[Any,
     match workload.mode:
         case "generate" if headed and model.can_generate():
             return _generate
+        case "train" if workload.scored:
+            return score
         case "train" if headed:
             return _train
         case "forward":

@@ -7,16 +7,22 @@ profiler recorded them. Every request was that of the trace, in order.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qwen_inspect.predicting import scoring
+from qwen_inspect.results.memory import Run
 from qwen_inspect.results.timeline import Allocate, Event
-from qwen_inspect.results.training import Loss, loop_of
+from qwen_inspect.results.training import Loop, Loss, loop_of
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.tracing.adapting import Adapters
 from qwen_inspect.tracing.fused_losses import liger_rows
 from qwen_inspect.tracing.torch_loss import torch_rows
 
 from ..support.families import FAMILIES
+from ..support.models import write_config
 from ..support.real_runs import PROMPT, traced
 from ..support.real_training import on_cpu
 
@@ -80,6 +86,47 @@ def test_packed_sequences_are_one_row_as_in_the_real_sft_trainer() -> None:
     """As above with packing (3 sequences in each of 2 rows of 48 tokens), in float32 without checkpointing."""
     peak = peak_bytes(events_of("trl", 40_000, UNTIED, loop=loop_of("sft", packing=3), accumulate=2))
     assert 0 <= peak - 85_350_615 <= NUMBERS_BYTES
+
+
+@pytest.mark.parametrize(
+    ("config", "workload", "completion", "recorded"),
+    [
+        ({"tie_word_embeddings": False}, {"accumulate": 3}, 12, 1_596_164),
+        (
+            {"tie_word_embeddings": False},
+            {"accumulate": 2, "lora": Adapters(rank=3, targets=("all-linear",))},
+            12,
+            1_594_252,
+        ),
+        (UNTIED, {"accumulate": 2, "autocast": "bfloat16"}, 12, 5_929_484),
+    ],
+)
+def test_scores_are_those_of_the_real_grpo_trainer(
+    config: dict[str, Any], workload: dict[str, Any], completion: int, recorded: int
+) -> None:
+    """TRL 1.16's GRPOTrainer._get_per_token_logps_and_entropies itself, recorded as above beside weights that were there: batches
+    of 2 sequences of 48 tokens. All requests were those of the trace, in order; at the peak a mask more (1 B a token) was alive.
+    """
+    chunked = Loop(loss="trl", completion_tokens=completion)
+    events = events_of("trl", 40_000, config, scored=True, loop=chunked, **workload)
+    mask_bytes = BATCH * (PROMPT - 1)
+    assert 0 <= peak_bytes(without_load(events)) - (recorded - mask_bytes) <= NUMBERS_BYTES
+
+
+def without_load(events: list[Event]) -> list[Event]:
+    first = next(number for number, event in enumerate(events) if getattr(event, "module", "") == "inputs")
+    return events[first:]
+
+
+def test_two_layers_score_like_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_config(tmp_path, {**FAMILIES["qwen3"], "num_hidden_layers": 5})
+    report = inspect(str(tmp_path))
+    run = Run(mode="train", prompt_tokens=48, batch=2, new_tokens=12, loop=Loop(loss="trl", completion_tokens=12))
+    few = scoring.scoring_bytes(report, run, sequences=9, reference=True)
+    monkeypatch.setattr(scoring, "LAYERS", 5)
+    assert few == scoring.scoring_bytes(report, run, sequences=9, reference=True)
+    monkeypatch.setattr(scoring, "BATCHES", 5)
+    assert few == scoring.scoring_bytes(report, run, sequences=9, reference=True)
 
 
 def test_liger_halves_chunks_until_their_logits_are_as_large_as_the_states() -> None:
