@@ -76,6 +76,19 @@ def answers(
         yield demand, answer
 
 
+def unsearched(
+    engine: Engine[Run, TransformersDemand], report: Report, run: Run, cards: Sequence[Gpu]
+) -> Iterator[tuple[TransformersDemand, CardAnswer]]:
+    """For each card the demand and whether the run fits, with changes that would make it fit; nothing is searched."""
+    for gpu in cards:
+        demand = engine.demand(report, run, gpu)
+        required = demand.requirement(run.batch, run.prompt_tokens)
+        answer = _answer(gpu, demand.available_bytes(gpu), required)
+        if answer.high.fits is False:
+            answer = replace(answer, suggestions=tuple(suggestions.changes(engine, demand, report, run, gpu)))
+        yield demand, answer
+
+
 def _answer(gpu: Gpu, available: int, required: Requirement) -> CardAnswer:
     high, low = (_ends(available, required, size) for size in (required.high_bytes, required.low_bytes))
     return CardAnswer(

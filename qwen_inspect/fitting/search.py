@@ -79,8 +79,13 @@ def fit(
     assumptions: dict[Message, None] = {}
     noted, refusal = report, None
     run = with_kernel(run, report)
-    _check_loop(report, run)
-    if run.media is None:
+    unsearched = _unsearched(report, run)
+    if unsearched is not None:
+        from .media import unsearched as answers_alone
+
+        each_card = answers_alone(engine, report, run, cards)
+        assumptions[unsearched] = None
+    elif run.media is None:
         each_card = answers(engine, report, run, cards, beyond_limit=beyond_limit)
     else:
         from .media import answers as media_answers
@@ -107,17 +112,18 @@ def fit(
     )
 
 
-def _check_loop(report: Report, run: Run) -> None:
-    """UnsupportedError for sequences in one row, and for a fused loss or a moving average around a run of which each length would
-    have to be traced.
+def _unsearched(report: Report, run: Run) -> Message | None:
+    """Why no context and batch is searched: sequences in one row, and a fused loss or a moving average around a run of which each
+    length would have to be traced; None if they are.
     """
     from ..predicting.shallow_training import same_events_above
 
     loop = run.loop
     if loop.padding_free:
-        raise UnsupportedError("fit_loss", option="--padding-free")
+        return Message("fit_unsearched", option="--padding-free")
     if (loop.loss != "model" or loop.ema) and same_events_above(report, run) is None:
-        raise UnsupportedError("fit_loss", option="--ema" if loop.ema else f"--loss {loop.loss}")
+        return Message("fit_unsearched", option="--ema" if loop.ema else f"--loss {loop.loss}")
+    return None
 
 
 def _only_lower_bound(assumptions: Sequence[Message]) -> UnsupportedError:

@@ -160,17 +160,26 @@ def test_the_mask_of_4_57_is_kept_by_every_layer_with_repeated_heads(tmp_path: P
     ("family", "options"),
     [
         ("qwen3_next", ["--loss", "trl"]),
-        ("qwen3_next", ["--ema"]),
+        pytest.param("qwen3_next", ["--ema"], marks=pytest.mark.exhaustive),
         ("qwen3", ["--loop", "sft", "--dtype", "float32", "--autocast", "bfloat16"]),
+        ("qwen3", ["--loop", "sft", "--padding-free", "--batch", "2"]),
+        ("qwen3", ["--loss", "torch"]),
     ],
 )
-def test_fit_does_not_search_where_each_length_has_other_requests(
+def test_fit_answers_and_does_not_search_where_each_length_has_other_requests(
     family: str, options: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
-    """Chunks of linear attention, and a fused loss's chunks that are cast, each by itself."""
+    """Chunks of linear attention, a fused loss's chunks that are cast, each by itself, one row: what `memory` says is
+    compared."""
     path = write_config(tmp_path, FAMILIES[family])
-    done = invoke(capsys, "fit", path, "--mode", "train", "--gpu", "RTX 4090", *options, "--quiet", "--lang", "en")
-    assert (done.code, done.out, done.err.count("\n")) == (7, "", 1)
+    run = ("--mode", "train", "--context", "16", "--gpu", "RTX 4090", *options)
+    answer = answered(capsys, "fit", path, *run)
+    (card,) = answer["cards"]
+    assert card["fits"] is True
+    peak = answered(capsys, "memory", path, *run)["predicted"]["peak_reserved_bytes"]
+    assert card["required_bytes"] == peak + card["context_bytes"]["high"]
+    assert (card["max_context_tokens"], card["max_batch"]) == (None, None)
+    assert any("are not searched" in sentence for sentence in answer["assumptions"])
 
 
 @pytest.mark.parametrize(

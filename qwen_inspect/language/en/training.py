@@ -76,7 +76,7 @@ TEXT = {
     "completion_beyond": "--completion-only {completion} is part of a sequence of {tokens} tokens: it must not be longer",
     "assume_ema": "The moving average is torch.optim.swa_utils.AveragedModel (2.13): a copy of all parameters and buffers in their own dtypes, on the same device, updated in place; counted with the optimizer. On the host it takes nothing of the card",
     "not_together": "{option} and {other} are not known together: give one of the two",
-    "fit_loss": "fit does not search with {option} here, where the requests change with each length; memory predicts each workload with it",
+    "fit_unsearched": "The largest context and batch are not searched: with {option} the requests change with each length, and each would be traced",
     "loss_class": "--loss {loss} is known of causal language models whose head is a linear module without bias or adapters, without a routers' loss, and with liger of the classes that it patches, not of this {class_name}",
     "loss_device": "--loss {loss} is predicted as on CUDA: --device cannot be given",
     "loss_capability": "--loss {loss} is known of cards of compute capability 8.0 or more, not of {gpu}",

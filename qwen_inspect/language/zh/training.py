@@ -76,7 +76,7 @@ TEXT = {
     "completion_beyond": "--completion-only {completion} 是长 {tokens} 个 token 的序列的一部分，不能更长",
     "assume_ema": "滑动平均为 torch.optim.swa_utils.AveragedModel（2.13）：所有参数与缓冲区按各自的 dtype 在同一设备上再存一份，原地更新，计入优化器；若放在主机上则不占显存",
     "not_together": "{option} 与 {other} 同时使用的情况未知：请只用其一",
-    "fit_loss": "这种情形下显存申请随长度逐一变化，fit 不能在 {option} 下搜索；请用 memory 逐个预测",
+    "fit_unsearched": "未搜索最大上下文与批大小：使用 {option} 时每个长度的请求都不同，须逐一追踪",
     "loss_class": "--loss {loss} 仅适用于因果语言模型，且输出头为不带偏置和适配器的线性层、没有路由损失；liger 还限于它所替换的模型类，不适用于 {class_name}",
     "loss_device": "--loss {loss} 按 CUDA 上的运行预测，不能与 --device 合用",
     "loss_capability": "--loss {loss} 仅适用于计算能力 8.0 及以上的显卡，不适用于 {gpu}",
