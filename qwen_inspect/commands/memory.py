@@ -163,10 +163,11 @@ def _grpo(report: Report, run: Run, options: Namespace) -> MemoryReport:
     """The report of training with TRL's chunked head, with the class's own loss if that is not known for it, and each phase of a
     step of GRPO.
     """
-    from ..fitting.colocated import Rollouts, colocated, with_chunked_head
+    from ..fitting.colocated import Rollouts, check_step, colocated, with_chunked_head
     from ..loaders import gpus
     from ..values import replace
 
+    check_step(run, reference=options.reference)
     try:
         memory = _memory(report, with_chunked_head(run), options)
     except UnsupportedError as error:

@@ -67,16 +67,21 @@ def with_chunked_head(run: Run) -> Run:
     return replace(run, loop=replace(run.loop, loss="trl", completion_tokens=run.new_tokens))
 
 
+def check_step(run: Run, *, reference: bool) -> None:
+    """UsageError for a completion that leaves no prompt, or a reference beside adapters."""
+    if run.new_tokens >= run.prompt_tokens:
+        raise UsageError("grpo_completion", tokens=run.prompt_tokens, completion=run.new_tokens)
+    if reference and run.lora_rank is not None:
+        raise UsageError("grpo_reference")
+
+
 def colocated(memory: MemoryReport, rollouts: Rollouts) -> Colocated:
     """The phases of a step whose training `memory` predicts; its run's tokens are those of prompt and completion.
 
     UsageError for a contradiction, or a share of vLLM's that holds no sequence; the refusal of a prediction without a peak.
     """
     run, trained = memory.run, memory.predicted
-    if run.new_tokens >= run.prompt_tokens:
-        raise UsageError("grpo_completion", tokens=run.prompt_tokens, completion=run.new_tokens)
-    if rollouts.reference and run.lora_rank is not None:
-        raise UsageError("grpo_reference")
+    check_step(run, reference=rollouts.reference)
     _check_peak(memory)
     engine = _vllm(memory.report, run, rollouts) if rollouts.engine == "vllm" else _Held()
     work = _work(memory, rollouts)
