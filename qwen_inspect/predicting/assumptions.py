@@ -126,7 +126,7 @@ def part_assumptions(
         *([Message("assume_four_bits")] if four_bits and run.mode == "train" else []),
         *(
             [Message("assume_tower_trained")]
-            if run.media is not None and CONVOLVED in operators and run.device == "cuda"
+            if run.media is not None and CONVOLVED in operators and run.device == "cuda" and not linear
             else []
         ),
     )

@@ -25,6 +25,17 @@ CUDNN_HEAD_DIM = 256  # the most on Hopper. Source: torch 2.13, sdp_utils.cpp, c
 GEMM_4BIT, DEQUANTISE = "bitsandbytes.gemm_4bit.default", "bitsandbytes.dequantize_4bit.default"
 BIASED_GEMM_4BIT = "bitsandbytes.gemm_4bit.bias"  # GEMM_4BIT with a bias
 
+# Gradients of activations that are laid out as their operands, the gradient first, but not on fake tensors; each with the place
+# of its other operand. Source: torch 2.13, aten/src/ATen/native/Activation.cpp, build_borrowing_binary_op
+ACTIVATION_GRADIENTS = {
+    "elu_backward": 5,
+    "hardsigmoid_backward": 1,
+    "hardswish_backward": 1,
+    "hardtanh_backward": 1,
+    "logit_backward": 1,
+    "softplus_backward": 1,
+}
+
 # Whether SDPA's math path runs, which adds the mask to the scores in place, but not where a dispatch mode is on.
 # Source: torch 2.13, aten/src/ATen/native/transformers/attention.cpp, _scaled_dot_product_attention_math
 in_math_attention: ContextVar[bool] = ContextVar("in_math_attention", default=False)
@@ -281,6 +292,33 @@ def batched_scratch(operands: Sequence[Any]) -> list[Any]:
         for operand in operands
         if 1 not in operand.stride()[1:] and not operand.is_contiguous()
     ]
+
+
+def is_channels_last(tensor: Any) -> bool:
+    """Whether its channels are side by side, which cuDNN keeps.
+
+    Source: torch 2.13, native/ConvUtils.h, cudnn_conv_suggest_memory_format
+    """
+    import torch
+
+    if tensor.dim() != 4 or tensor.is_contiguous():
+        return False
+    return bool(tensor.is_contiguous(memory_format=torch.channels_last))
+
+
+def convolution_operands(gradient: Any, inputs: Any, *others: Any) -> tuple[Any, ...]:
+    """Arguments of a convolution's gradient, made contiguous: the gradient of its output always, its input where the weight
+    trains and in one dimension.
+
+    Sources: torch 2.13, aten/src/ATen/native, Convolution.cpp, convolution_backward; cuda/DepthwiseConv2d.cu,
+    conv_depthwise2d_backward_cuda_out; cudnn/ConvShared.cpp, cudnn_convolution_backward
+    """
+    import torch
+
+    layout = torch.channels_last if is_channels_last(inputs) else torch.contiguous_format
+    if inputs.dim() == 3 or others[-1][1]:
+        inputs = inputs.contiguous(memory_format=layout)
+    return (gradient.contiguous(memory_format=layout), inputs, *others)
 
 
 def flash_rounded(head_dim: int) -> int:

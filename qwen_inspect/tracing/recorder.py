@@ -22,13 +22,16 @@ from ..results.timeline import (
 )
 from ..typed import Any
 from .kernels import (
+    ACTIVATION_GRADIENTS,
     BIASED_GEMM_4BIT,
     GEMM_4BIT,
     adds_bias,
     batched_scratch,
+    convolution_operands,
     dequantised,
     flash_backward_scratch,
     in_math_attention,
+    is_channels_last,
     makes_cache,
     safe_softmax_scratch,
 )
@@ -222,6 +225,7 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
     softmax_backward = aten._softmax_backward_data.default
     safe_softmax = aten._safe_softmax.default
     batched = {aten.bmm.default: 0, aten.baddbmm.default: 1}  # where their matrices begin among the arguments
+    laid_out = {getattr(aten, name).default: place for name, place in ACTIVATION_GRADIENTS.items()}
     on_host = {aten.lift_fresh.default, aten.scalar_tensor.default}
     arrived = torch.ops._c10d_functional.wait_tensor.default if shared else None
 
@@ -247,15 +251,6 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
         if hasattr(node, "variable"):
             return owners.get(id(node.variable), recorder.outside)
         return module_of_node.get(node._sequence_nr(), recorder.outside)
-
-    def is_channels_last(tensor: Any) -> bool:
-        """Whether its channels are side by side, which cuDNN keeps.
-
-        Source: torch 2.13, native/ConvUtils.h, cudnn_conv_suggest_memory_format
-        """
-        if tensor.dim() != 4 or tensor.is_contiguous():
-            return False
-        return bool(tensor.is_contiguous(memory_format=torch.channels_last))
 
     def holders(tensor: Any) -> tuple[int, int]:
         return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
@@ -296,6 +291,11 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                 args = (args[0] if channels_last else args[0].contiguous(), *args[1:])
                 if recorder.recording:
                     recorder.see(args[0], name, module=module)
+            if operator is aten.convolution_backward.default:
+                args = convolution_operands(*args)
+                for tensor in args[1::-1] if recorder.recording else ():
+                    recorder.see(tensor, name, module=module)
+                    del tensor
             scratch: list[tuple[str, Any]] = []
             if name == GEMM_4BIT:
                 if args[0].numel() > FUSED_ROWS * args[0].shape[-1]:
@@ -304,7 +304,10 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
             for made_by, tensor in scratch:
                 recorder.see(tensor, made_by, module=module)
                 del tensor
-            outputs = operator(*args, **(kwargs or {}))
+            if operator in laid_out:  # without its decomposition's layout
+                outputs = aten.mul.Tensor(args[0], args[laid_out[operator]])
+            else:
+                outputs = operator(*args, **(kwargs or {}))
             if recorder.recording:
                 # AdamW counts steps on the host unless fused; the mask of a sharded embedding is excluded too.
                 masking = shared and module.endswith("embed_tokens")

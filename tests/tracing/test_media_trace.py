@@ -282,6 +282,7 @@ TRAINING = [
     ("qwen3_vl_moe", "", False),
     ("internvl", "", False),
     ("mistral3", "", True),
+    ("qwen3_5", "language_model", False),
 ]
 
 

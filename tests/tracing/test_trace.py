@@ -6,13 +6,14 @@ import gc
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any
 
 import pytest
 
 from qwen_inspect.errors import UnsupportedError, UsageError
 from qwen_inspect.results.timeline import CUDA_SCRATCH, FLASH_SCRATCH, SOFTMAX_SCRATCH, Allocate, Free, Timeline
-from qwen_inspect.tracing.kernels import FLASH_ATTENTION_2
+from qwen_inspect.tracing.kernels import ACTIVATION_GRADIENTS, FLASH_ATTENTION_2
 
 from ..support.families import FAMILIES, TINY_QWEN3_MOE
 from ..support.following import Change, Run, follow, mark, profiled
@@ -227,6 +228,65 @@ def test_training_takes_what_the_trace_says(
     # On the host, and so not in the trace: AdamW's step counters, a float32 for each parameter.
     assert [change.size_bytes for change in left] == [4] * (len(left) if optimizer == "foreach" else 0)
     assert len(left) == (len(list(model.parameters())) if optimizer == "foreach" else 0)
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("qwen3_5", "bfloat16"),
+        *(
+            pytest.param(family, dtype, marks=pytest.mark.exhaustive)
+            for family, dtype in (
+                ("qwen3_5", "float32"),
+                ("qwen3_next", "bfloat16"),
+                ("qwen3_next", "float32"),
+                ("qwen3_5_moe", "bfloat16"),
+            )
+        ),
+    ],
+)
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.exhaustive), 4])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_training_of_hybrids_takes_what_the_trace_says(
+    family: str, dtype: str, batch: int, checkpointing: bool
+) -> None:
+    """The convolution's gradient copies an input whose tokens lie side by side; the decay's gradient keeps its own layout."""
+    given = dict(FAMILIES[family])
+    place = given | {"text_config": {**given["text_config"], "dtype": dtype}} if "text_config" in given else given
+    config = {**place, "dtype": dtype, **({"torch_dtype": dtype} if "torch_dtype" in given else {})}
+    model = real_model(config).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    changes = profiled(training(model, batch, 1, "fused"))
+    workload = {"batch": batch, "prompt_tokens": PROMPT, "optimizer": "adamw_fused", "checkpointing": checkpointing}
+    timeline = traced(config, mode="train", device="cpu", **workload)
+    scratch = {request.id for request in requests(timeline) if request.operator in CUDA_SCRATCH}
+    events = [event for event in after_load(timeline) if event.id not in scratch]
+    assert follow(changes, events, Run({}, {}, {})).scratch == {}
+
+
+@pytest.mark.parametrize("name", ACTIVATION_GRADIENTS)
+def test_gradients_of_activations_are_laid_out_as_their_operands(name: str) -> None:
+    """Of real tensors; a product's layout stands for theirs in a trace."""
+    import torch
+
+    rows = torch.rand(4, 48, 8)
+    tensors = [
+        torch.rand(4, 4, 48).transpose(1, 2),
+        torch.rand(4, 48, 4),
+        rows[..., :4],
+        rows[:, :, :1].expand(4, 48, 4),
+    ]
+    others = {
+        "elu_backward": (1.0, 1.0, 1.0, False),
+        "hardtanh_backward": (-1.0, 1.0),
+        "softplus_backward": (1.0, 20.0),
+    }
+    gradient_of = getattr(torch.ops.aten, name)
+    for gradient, inputs in product(tensors, repeat=2):
+        arguments = [gradient, *others.get(name, ())]
+        arguments.insert(ACTIVATION_GRADIENTS[name], inputs)
+        assert gradient_of(*arguments).stride() == (gradient * inputs).stride()
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
