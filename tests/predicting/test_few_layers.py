@@ -14,6 +14,7 @@ from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.media.counting import media_of
 from qwen_inspect.predicting import sources
 from qwen_inspect.predicting.few_layers import fewest_layers, traced_in_few_layers
+from qwen_inspect.predicting.predict import predict
 from qwen_inspect.results.media import Media, Request, Typed
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report
@@ -108,3 +109,15 @@ def test_the_fewest_layers_have_all_neighbours() -> None:
     """Of six equal layers four are left: after another, two between their like, of which one checks the other, before another."""
     assert fewest_layers("abbbbbbc") == (0, 3, 4, 5, 6, 7)
     assert fewest_layers("abc") is None
+
+
+@pytest.mark.parametrize(("family", "trained"), [("qwen3_vl", ""), ("qwen3_5", "language_model")])
+def test_the_convolution_of_patches_is_spoken_of_where_a_tower_trains(
+    family: str, trained: str, tmp_path: Path
+) -> None:
+    """Linear attention has a convolution too, whose gradient takes none of cuDNN's workspace in bfloat16."""
+    report = inspect(str(write_config(tmp_path, {**FAMILIES[family], **TOKENS})))
+    media = media_of(report.config or {}, {}, Request(typed=(Typed(text="", width=64, height=64),)))
+    run = Run(media=media, prompt_tokens=20 + media.context_tokens, mode="train", trained=trained)
+    found = predict(report, run).predicted
+    assert ("assume_tower_trained" in {message.key for message in found.assumptions}) == (family == "qwen3_vl")
