@@ -41,7 +41,7 @@ from qwen_inspect.predicting.family_training import (
     training_file,
     training_outline,
 )
-from qwen_inspect.predicting.kept_trace import ALIGNMENTS, KeptTrace, Point, alignment
+from qwen_inspect.predicting.kept_trace import ALIGNMENTS, CHUNK_TOKENS, KeptTrace, Point, alignment
 from qwen_inspect.predicting.optimizer_steps import INPUTS, OPTIMIZER
 from qwen_inspect.predicting.outline import MOST_SINGLES, Outline, options_of, regime_of
 from qwen_inspect.predicting.segments import LAYER, apart, ends_of
@@ -51,7 +51,7 @@ from qwen_inspect.predicting.training_plan import Plan, plan_of
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.results.timeline import Stage, Timeline
-from qwen_inspect.tracing import versions
+from qwen_inspect.tracing import CHUNK_TURNS, versions
 from qwen_inspect.tracing.trace import trace
 
 # Of a variant's first schedule with several sequences, and of each other regime, which takes the same sizes.
@@ -99,13 +99,19 @@ def without_steps(timeline: Timeline, trained: Sequence[Tensor]) -> KeptTrace:
 
 
 def releases(model_type: str) -> Iterator[dict[str, Any]]:
-    """The released configurations of a family, and a small one with the options of the class."""
+    """The released configurations of a family, and a small one with the options of the class; towers, which a text does not run,
+    of a few layers."""
     known = catalog.entries()
     configs = (dict(catalog.configuration(model, known)) for model in known)
     for config in configs:
         if config.get("model_type") == model_type and "quantization_config" not in {*config, *decoder_of(config)}:
-            yield stated(config)
+            yield stated(with_small_towers(config))
     yield stated(small(model_type, {}))
+
+
+def with_small_towers(config: dict[str, Any]) -> dict[str, Any]:
+    towers = {key: {**part, "depth": 2} for key, part in config.items() if isinstance(part, dict) and "depth" in part}
+    return {**config, **towers}
 
 
 def of_first_layers(tensors: Sequence[Tensor], layers: int) -> list[Tensor]:
@@ -153,12 +159,14 @@ def shortened(config: dict[str, Any], outline: Outline) -> dict[str, Any]:
     kinds = [layer.structure for layer in outline.layers]
     few = [kinds.index(kind) for kind in dict.fromkeys(kinds)] * 3
     few += [len(kinds) - 1] if kinds[few[-1]] != kinds[-1] else []
-    stated = transformers.AutoConfig.for_model(**deepcopy(config)).to_dict()
+    stated = transformers.AutoConfig.for_model(**deepcopy(config)).get_text_config(decoder=True).to_dict()
     lists = {key: value for key, value in stated.items() if isinstance(value, list) and len(value) == len(kinds)}
-    if decoder_of(config) is not config or len({*kinds}) < 2 or not lists or layers_needed(outline) <= len(few):
+    if len({*kinds}) < 2 or not lists or layers_needed(outline) <= len(few):
         return config
+    config = deepcopy(config)
     chosen = {key: [value[layer] for layer in few] for key, value in lists.items()}
-    return {**config, **chosen, "num_hidden_layers": len(few)}
+    decoder_of(config).update({**chosen, "num_hidden_layers": len(few)})  # type: ignore[attr-defined]
+    return config
 
 
 def groups(model_type: str, defaults: Mapping[str, Any], what: dict[str, Any]) -> Iterator[Group]:
@@ -183,10 +191,10 @@ def groups(model_type: str, defaults: Mapping[str, Any], what: dict[str, Any]) -
 
 
 def sampled_tokens(outline: Outline, random: Random) -> int:
-    near = [tokens + random.randint(-2, 2) for _, tokens in outline.thresholds]
-    return max(
-        FEWEST_TOKENS, random.choice([*near, random.randint(FEWEST_TOKENS, 99), random.randint(FEWEST_TOKENS, 99)])
-    )
+    near = [tokens + random.randint(-2, 2) for kind, tokens in outline.thresholds if kind != "chunks"]
+    longest = 99 if all(kind != "chunks" for kind, _ in outline.thresholds) else (CHUNK_TURNS + 3) * CHUNK_TOKENS
+    others = random.randint(FEWEST_TOKENS, longest), random.randint(FEWEST_TOKENS, longest)
+    return max(FEWEST_TOKENS, random.choice([*near, *others]))
 
 
 def aligned(base: Mapping[str, Any], random: Random) -> dict[str, Any]:
@@ -228,7 +236,8 @@ def sample(
     same = outline.outside.structure == group.outline.outside.structure
     if not same or {layer.structure for layer in outline.layers} != {layer.structure for layer in group.outline.layers}:
         return None
-    timeline = trace(report.spec, report.config or {}, replace(trace_request(plan.run, plan.four_bits), layers=layers))
+    request = replace(trace_request(plan.run, plan.four_bits), layers=layers, few_chunks=True)
+    timeline = trace(report.spec, report.config or {}, request)
     trained = of_first_layers(trained_by(report, plan), layers)
     _, rest = apart(without_steps(timeline, trained))
     return Sample(replace(outline, layers=outline.layers[:layers]), point, rest), report, plan

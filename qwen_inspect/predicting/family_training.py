@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import groupby
 
 from ..checkpoint import DType, Tensor
-from ..errors import QwenInspectError
+from ..errors import QwenInspectError, UnsupportedError
 from ..results.attention import AnyLayerAttention, LayerAttention
 from ..results.lora import TrainedTensor
 from ..results.memory import Run
@@ -26,6 +27,7 @@ from .outline import TOWERS, Outline, Part, options_of, outline_of
 from .segments import ANY_LAYER, LAYER
 from .training import trained_of
 from .training_plan import Plan, plan_of
+from .training_turns import is_chunked, with_chunks
 
 LOOP = "gradients and logits dropped"  # the loop that the traces are of: `tracing.steps.train`
 # What of a run is another workload, or another device's: the loop is the same.
@@ -69,7 +71,12 @@ def training_trace(report: Report, plan: Plan) -> KeptTrace | None:
     micro_batches = min(run.accumulate, MICRO_BATCHES)
     whole = with_steps(composed.trace, trained_by(report, plan), run.optimizer, backwards=micro_batches)
     whole = replace(whole, cast=plan.four_bits is not None and report.spec.dtype is not DType.F32)
-    return with_average(whole, report.tree) if run.loop.ema else whole
+    whole = with_average(whole, report.tree) if run.loop.ema else whole
+    if not is_chunked(report):
+        return whole
+    with suppress(UnsupportedError):
+        return with_chunks(whole, run.prompt_tokens)
+    return None
 
 
 def loaded_in(report: Report, plan: Plan) -> tuple[tuple[Coefficients, str, str], ...]:
@@ -101,8 +108,9 @@ def loaded_in(report: Report, plan: Plan) -> tuple[tuple[Coefficients, str, str]
 
 
 def trained_by(report: Report, plan: Plan) -> tuple[Tensor, ...]:
-    """The trained parameters in the order of the model's."""
-    return trained_of(report.tree, plan.run, plan.matrices)
+    """The trained parameters that get gradients of a prompt of text, in the order of the model's."""
+    trained = trained_of(report.tree, plan.run, plan.matrices)
+    return tuple(tensor for tensor in trained if TOWERS.isdisjoint(tensor.name.split(".")))
 
 
 def is_covered(report: Report, run: Run) -> bool:
@@ -143,10 +151,10 @@ def _of_any_layer(modules: Iterable[str]) -> list[str]:
 def training_outline(report: Report, plan: Plan) -> Outline | None:
     """The design with what matters in training alone: whether the head is tied, LoRA's rank, heads as wide as scratch has them.
 
-    None for models that drop out at random, or of which parts get no gradient.
+    None for models that drop out at random.
     """
     packed = report.known.quantised is not None and plan.four_bits is None
-    if not report.settled or packed or _has_towers(report) or _drops_out(report.config or {}):
+    if not report.settled or packed or _drops_out(report.config or {}):
         return None
     attention = report.attention.by_config
     outline = outline_of(report.spec, report.tree, attention, report.cache, report.config or {})
@@ -189,8 +197,3 @@ def _of_scratch(layer: AnyLayerAttention, *, repeats: bool) -> tuple[int, ...]:
         return ()
     repeats = repeats or layer.window_tokens is not None
     return (flash_rounded(layer.head_dim), *([layer.query_heads // layer.kv_heads] if repeats else []))
-
-
-def _has_towers(report: Report) -> bool:
-    """Whether some of the parameters get no gradient from a prompt of text."""
-    return any(child.name in TOWERS for module in (report.tree, *report.tree.children) for child in module.children)

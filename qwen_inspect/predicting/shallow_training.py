@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 from .. import __version__
@@ -21,17 +22,19 @@ from ..results.memory import Run
 from ..results.model import Report
 from ..results.timeline import ADAPTER, Allocate, Stage, Timeline, living
 from ..spec import Module, each_module
+from ..tracing import CHUNK_TURNS
 from ..tracing.adapting import adapters_of
 from ..typed import Any
 from ..values import dataclass, field, replace
 from .composition import compose, shallow_layers
 from .fused_loss import LossBuffer, chunks_alike, loss_buffer
-from .kept_trace import ALIGNMENTS, KeptTrace, Point, fit, unzipped, zipped
+from .kept_trace import ALIGNMENTS, CHUNK_TOKENS, ChunkedPoint, KeptTrace, Point, fit, unzipped, zipped
 from .on_device import PARAMETER
 from .optimizer_steps import with_average
 from .segments import fixed
 from .training import trained_of
 from .training_plan import Plan
+from .training_turns import is_chunked, with_chunks
 
 TOWERS = re.compile(r"\b(visual|vision|audio|encoder)")
 MOST_OF_ALL = 3, 4  # a shallow model of more of the layers spares too little
@@ -41,6 +44,11 @@ FEWEST_TOKENS = 8  # fewer rows take other kernels
 SINGLE = (1, 18), (1, 37), (1, 64), (1, 99)
 SEVERAL = (2, 18), (3, 37), (5, 64), (4, 99)
 TERMS_OF_SINGLE, TERMS_OF_SEVERAL = (0, 1, 2), (0, 1, 2, 4, 5, 6)  # a training run has no total length of its own
+# The same of linear attention, which pads a prompt to chunks.
+SINGLE_CHUNKED = (1, 18), (1, 229), (1, 448), (1, 739)
+SEVERAL_CHUNKED = (2, 18), (3, 229), (5, 448), (4, 739)
+CHUNKED_TERMS_OF_SINGLE, CHUNKED_TERMS_OF_SEVERAL = (*TERMS_OF_SINGLE, 8), (*TERMS_OF_SEVERAL, 8, 9)
+ALL_TURNS_ABOVE = (CHUNK_TURNS - 1) * CHUNK_TOKENS  # tokens; longer prompts have all turns that a trace has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +114,14 @@ def question_of(report: Report, plan: Plan, request: Any, made_by: str) -> Quest
 
 
 def same_events_above(report: Report, run: Run) -> int | None:
-    """`Question.above`: None where attention is not softmax over all tokens or over a window (linear attention's loop runs over
-    chunks of them), for masks of padding, whose rows are padded, and for positions that are scaled by the length."""
+    """`Question.above`: None where attention is not softmax over all tokens or over a window, or linear with few chunks of them,
+    for masks of padding, whose rows are padded, and for positions that are scaled by the length."""
     attention, config = report.known.attention, report.config or {}
-    if attention is None or not all(isinstance(layer, LayerAttention) for layer in attention.layers):
+    chunked = is_chunked(report)
+    of_softmax = [layer for layer in attention.layers if isinstance(layer, LayerAttention)] if attention else []
+    if attention is None or (len(of_softmax) < len(attention.layers) and not chunked):
+        return None
+    if chunked and run.prompt_tokens <= ALL_TURNS_ABOVE:
         return None
     if (
         run.padded
@@ -119,12 +131,11 @@ def same_events_above(report: Report, run: Run) -> int | None:
         or re.search(r"\b(dynamic|longrope)\b", str(config))
     ):
         return None
-    spans = (layer.window_tokens for layer in attention.layers if isinstance(layer, LayerAttention))
-    windows = {window for window in spans if window is not None}
+    windows = {layer.window_tokens for layer in of_softmax if layer.window_tokens is not None}
     if report.spec.built and _lengths_in(config) - windows:
         return None
     labelled = run.loop.completion_tokens or 0
-    labelled = labelled if run.prompt_tokens > labelled else 0
+    labelled = max(labelled if run.prompt_tokens > labelled else 0, ALL_TURNS_ABOVE if chunked else 0)
     if not windows or run.prompt_tokens > max(windows):
         return max(labelled, max(windows, default=0))
     return labelled if run.prompt_tokens < min(windows) > labelled + SINGLE[-1][1] else None
@@ -142,9 +153,15 @@ def _lengths_in(config: Mapping[str, Any]) -> set[int]:
 
 
 def composed_trace(question: Question, *, of_any: bool = False) -> KeptTrace | None:
-    """`_composed_trace`, with the moving average that is asked for."""
+    """`_composed_trace`, with the moving average that is asked for, and linear attention's turns for all chunks of the prompt."""
     composed = _composed_trace(question, of_any=of_any)
-    return composed and with_average(composed, question.report.tree) if question.averaged else composed
+    if composed is not None and question.averaged:
+        composed = with_average(composed, question.report.tree)
+    if composed is None or not is_chunked(question.report):
+        return composed
+    with suppress(UnsupportedError):
+        return with_chunks(composed, question.asked[1])
+    return None
 
 
 def _composed_trace(question: Question, *, of_any: bool) -> KeptTrace | None:
@@ -177,9 +194,11 @@ def _deep(shallow: ShallowTrace) -> KeptTrace:
 def _of_any(question: Question) -> KeptTrace | None:
     """The trace with polynomials for sizes, which the asked run checks; None if it has none."""
     assert question.above is not None
-    samples = [
-        (batch, question.above // 4 * 4 + tokens) for batch, tokens in (SINGLE if question.asked[0] == 1 else SEVERAL)
-    ]
+    single = question.asked[0] == 1
+    sampled = SINGLE if single else SEVERAL
+    if is_chunked(question.report):
+        sampled = SINGLE_CHUNKED if single else SEVERAL_CHUNKED
+    samples = [(batch, question.above // 4 * 4 + tokens) for batch, tokens in sampled]
     return _composed(question, samples if question.asked in samples else [*samples[:-1], question.asked])
 
 
@@ -201,16 +220,18 @@ def _composed(question: Question, workloads: Sequence[tuple[int, int]]) -> KeptT
     if layers is None or layers * MOST_OF_ALL[1] > len(kinds) * MOST_OF_ALL[0]:
         return None
     try:
-        traces = {
-            Point(batch, tokens, tokens): trace(
-                report.spec, config, replace(question.request, layers=layers, batch=batch, prompt_tokens=tokens)
+        traces: dict[Point, Timeline] = {
+            ChunkedPoint(batch, tokens, tokens): trace(
+                report.spec,
+                config,
+                replace(question.request, layers=layers, batch=batch, prompt_tokens=tokens, few_chunks=True),
             )
             for batch, tokens in workloads
         }
         if len(workloads) == 1:
             kept = replace(constant(*traces.values()), made_by=question.made_by)
         else:
-            terms = TERMS_OF_SINGLE if question.asked[0] == 1 else TERMS_OF_SEVERAL
+            terms = _terms(report, single=question.asked[0] == 1)
             kept = fit(traces, made_by=question.made_by, terms=terms, buffer=loss_buffer(report.spec, plan.run))
         only = question.asked if len(workloads) == 1 else None
         shallow = ShallowTrace(trace=kept, kinds=kinds, layers=layers, stack=stack, only=only)
@@ -221,6 +242,12 @@ def _composed(question: Question, workloads: Sequence[tuple[int, int]]) -> KeptT
         return None
     header_cache.write_trace(question.name, dump(shallow))
     return deep
+
+
+def _terms(report: Report, *, single: bool) -> Sequence[int]:
+    if is_chunked(report):
+        return CHUNKED_TERMS_OF_SINGLE if single else CHUNKED_TERMS_OF_SEVERAL
+    return TERMS_OF_SINGLE if single else TERMS_OF_SEVERAL
 
 
 def stack_of(tree: Module, layers: int) -> str | None:

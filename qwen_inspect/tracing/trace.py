@@ -91,6 +91,7 @@ class TraceRequest:
     media: images, videos and audio that every sequence begins with.
     packed: a batch without a mask gets one of packed sequences, as in transformers 4.53 to 4.57.
     scored: of `train`: no step, but log-probabilities without gradients.
+    few_chunks: of `train` too, linear attention's loop over the prompt ends after CHUNK_TURNS turns.
     """
 
     mode: Mode
@@ -117,6 +118,7 @@ class TraceRequest:
     packed: bool = False
     media: Media | None = None
     scored: bool = False
+    few_chunks: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_tokens", "new_tokens", "steps", "accumulate", "layers"):
@@ -187,8 +189,9 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
                 refuse_a_trained_tower(model)
             run = _runs(model, spec, workload)
             fuse_loss(model, workload.loop.loss, workload.loop.labelled_tokens(workload.batch, workload.prompt_tokens))
-            if workload.mode != "train":  # a backward keeps tensors of every turn
+            if workload.mode != "train" or workload.few_chunks:
                 stack.enter_context(few_turns(model))
+            if workload.mode != "train":
                 stack.enter_context(alike_calls(recorder) if workload.media is not None else nullcontext())
             elif (workload.loop.masked or workload.scored) and not workload.padded:
                 stack.enter_context(masks_of_ones(model))

@@ -57,7 +57,7 @@ class TransformersDemand(Demand):
         self._by_regime: dict[str, TracedRun | None] = {}
         self._explorations: dict[Run, Exploration | None] = {}
         self._folded: dict[str, FoldedRun] = {}  # by regime
-        self._trained: dict[tuple[int, bool], TrainedRun | None] = {}
+        self._trained: dict[tuple[int, bool, int], TrainedRun | None] = {}  # the last: turns over chunks
         limit = None if report.design is None else report.spec.context_tokens
         new_tokens = run.new_tokens if run.mode == "generate" else 0
         self.most_context_tokens = None if limit is None else max(0, limit - new_tokens)
@@ -213,7 +213,8 @@ class TransformersDemand(Demand):
         above = same_events_above(self.report, run)
         if above is None or run.device != "cuda":
             return None
-        key = above, batch > 1
+        turns = -(-context_tokens // CHUNK_TOKENS) if self._is_chunked else 0
+        key = above, batch > 1, turns
         if key not in self._trained:
             self._trained[key] = self._checked(run)
         return self._trained[key]

@@ -1,0 +1,236 @@
+"""Linear attention's loop over the chunks of a training run, of which a trace has the first turns: the run with all of them.
+
+A forward keeps tensors of every turn, and the backward goes over the turns from the last to the first. So what a turn frees is
+addressed from its place: so many turns before it in its own loop, or a turn of a forward's loop, counted from the other end.
+Source: transformers 5.23, torch_chunk_gated_delta_rule
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import pairwise
+from operator import itemgetter
+
+from ..errors import UnsupportedError
+from ..results.model import Report
+from ..spec import LinearAttention
+from ..tracing import CHUNK_TURNS
+from ..typed import Any, NamedTuple
+from ..values import replace
+from .kept_trace import CHUNK_TOKENS, KeptTrace
+from .segments import BACKWARD
+from .turns import LINEAR
+
+FORWARD = "forward"
+FEWEST_ALIKE = 4  # turns that make a loop
+FEWEST_EVENTS, MOST_EVENTS = 6, 256  # of a turn
+
+
+class Loop(NamedTuple):
+    """Turns of so many events each, which do alike; the first begins at the event of index `first`."""
+
+    first: int
+    events: int
+    turns: int
+
+    @property
+    def end(self) -> int:
+        return self.first + self.events * self.turns
+
+
+class Freed(NamedTuple):
+    """What an event of a turn frees: the request that the event at `place` of a turn of `loop` makes.
+
+    mirrored: that turn's number and this one's have the sum `turn`; else this one's is so much higher.
+    """
+
+    loop: int
+    place: int
+    turn: int
+    mirrored: bool
+
+
+def is_chunked(report: Report) -> bool:
+    """Whether a layer has linear attention, whose loop runs over the chunks of a prompt."""
+    return report.design is not None and any(
+        isinstance(layer.attention, LinearAttention) for layer in report.spec.layers
+    )
+
+
+def with_chunks(trace: KeptTrace, prompt_tokens: int) -> KeptTrace:
+    """The run with a turn for each chunk of such a prompt, the others in the middle of each loop.
+
+    trace: of CHUNK_TURNS turns, or of all if the prompt has fewer. UnsupportedError if its loops are less regular than this.
+    """
+    missing = -(-prompt_tokens // CHUNK_TOKENS) - CHUNK_TURNS
+    if missing <= 0:
+        return trace
+    modules = {module for _, module, _ in trace.allocations if module.endswith(LINEAR)}
+    loops = list(loops_of(trace, modules))
+    _check_loops(trace, loops, modules)
+    return _Turned(trace, loops, missing).whole()
+
+
+def _check_loops(trace: KeptTrace, loops: Sequence[Loop], modules: Set[str]) -> None:
+    """UnsupportedError unless each module has a loop in each forward, and as many as any other in each backward."""
+    bounds = [*(stage.first_event for stage in trace.stages), len(trace.order)]
+    for stage, (begin, end) in zip(trace.stages, pairwise(bounds), strict=True):
+        if stage.name not in (FORWARD, BACKWARD):
+            continue
+        inside = (loop for loop in loops if begin <= loop.first < end)
+        found = Counter(trace.allocations[_request(trace.order[loop.first])][1] for loop in inside)
+        counts = {*found.values()}
+        if found.keys() != modules or len(counts) != 1 or (stage.name == FORWARD and counts != {1}):
+            raise UnsupportedError("trace_no_period")
+
+
+def _request(entry: int) -> int:
+    return entry if entry >= 0 else -1 - entry
+
+
+def loops_of(trace: KeptTrace, modules: Set[str]) -> Iterator[Loop]:
+    """Each stretch of events that begins with one of such a module and is repeated."""
+    kinds: dict[object, int] = {}  # of requests that differ in nothing that is known of them
+    sums = {entry: summed for entry, *summed in trace.sums}
+    kind_of = [
+        kinds.setdefault((*request, *map(tuple, sums.get(entry, ()))), len(kinds))
+        for entry, request in enumerate(trace.allocations)
+    ]
+    looped = {kind_of[entry] for entry, (_, module, _) in enumerate(trace.allocations) if module in modules}
+    alike = "".join([chr(2 * kind_of[entry] + 1 if entry >= 0 else 2 * kind_of[-1 - entry]) for entry in trace.order])
+    at = 0
+    while at < len(alike):
+        events = _events_of_a_turn(alike, at) if ord(alike[at]) // 2 in looped else None
+        if events is None:
+            at += 1
+            continue
+        end = at + events
+        while alike[end : end + events] == alike[at : at + events]:
+            end += events
+        yield Loop(at, events, (end - at) // events)
+        at = end
+
+
+def _events_of_a_turn(alike: str, at: int) -> int | None:
+    """Of the shortest turns that begin here; None where none do."""
+    again = alike.find(alike[at], at + FEWEST_EVENTS, at + MOST_EVENTS)
+    while again >= 0:
+        events = again - at
+        end = at + (FEWEST_ALIKE - 1) * events
+        if end + events <= len(alike) and alike[at:end] == alike[again : end + events]:
+            return events
+        again = alike.find(alike[at], again + 1, at + MOST_EVENTS)
+    return None
+
+
+class _Turned:
+    """A run of so many more turns, put together loop by loop. The new turns stand in the middle of a loop, and do as it does."""
+
+    def __init__(self, trace: KeptTrace, loops: Sequence[Loop], missing: int) -> None:
+        self._trace, self._loops, self._missing = trace, loops, missing
+        self._place_of = {  # of each request of a loop: the loop, the turn and the place in it
+            entry: (number, *divmod(index, loop.events))
+            for number, loop in enumerate(loops)
+            for index, entry in enumerate(trace.order[loop.first : loop.end])
+            if entry >= 0
+        }
+        self._made: dict[tuple[int, int, int], int] = {}  # the request of each loop, turn and place
+        self._allocations = list(trace.allocations)
+        self._copies: dict[int, list[int]] = defaultdict(list)
+
+    def whole(self) -> KeptTrace:
+        trace, order, at = self._trace, list[int](), 0
+        for number, loop in enumerate(self._loops):
+            order += map(self._outside, trace.order[at : loop.first])
+            freed, middle = self._freed(number, loop), loop.turns // 2
+            for turn in range(loop.turns + self._missing):
+                like = turn if turn <= middle else max(middle, turn - self._missing)
+                begin = loop.first + like * loop.events
+                is_new = middle < turn <= middle + self._missing
+                order += self._turn((number, turn), trace.order[begin : begin + loop.events], freed, is_new=is_new)
+            at = loop.end
+        order += map(self._outside, trace.order[at:])
+        _check(order)
+        made = [entry for entry in order if entry >= 0]
+        number_of = {request: index for index, request in enumerate(made)}
+
+        def numbered(rows: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+            """What a trace says of its requests, and of those made like them."""
+            whole = ((request, *row) for entry, *row in rows for request in (entry, *self._copies.get(entry, ())))
+            return tuple(sorted(((number_of[request], *row) for request, *row in whole), key=itemgetter(0)))
+
+        return replace(
+            trace,
+            allocations=tuple(map(self._allocations.__getitem__, made)),
+            order=tuple([number_of[entry] if entry >= 0 else -1 - number_of[-1 - entry] for entry in order]),
+            stages=tuple(replace(stage, first_event=self._moved(stage.first_event)) for stage in trace.stages),
+            sums=numbered(trace.sums),
+            kept=numbered(trace.kept),
+            owners=numbered(trace.owners),
+            buffers=numbered(trace.buffers),
+        )
+
+    def _moved(self, event: int) -> int:
+        """The index of an event between loops in the whole run."""
+        return event + sum(self._missing * loop.events for loop in self._loops if loop.end <= event)
+
+    def _turn(
+        self, here: tuple[int, int], entries: Sequence[int], freed: Mapping[int, Freed], *, is_new: bool
+    ) -> Iterator[int]:
+        """here: the loop and the turn. entries: of the trace's turn that this one is like."""
+        loop, turn = here
+        for place, entry in enumerate(entries):
+            if entry >= 0:
+                request = entry
+                if is_new:
+                    request = len(self._allocations)
+                    self._allocations.append(self._trace.allocations[entry])
+                    self._copies[entry].append(request)
+                self._made[loop, turn, place] = request
+                yield request
+                continue
+            found = None
+            if (rule := freed.get(place)) is not None:
+                target = rule.turn + self._missing - turn if rule.mirrored else turn - rule.turn
+                found = self._made.get((rule.loop, target, rule.place))
+            if found is None and is_new:
+                raise UnsupportedError("trace_no_period")
+            yield self._outside(entry) if found is None else -1 - found
+
+    def _outside(self, entry: int) -> int:
+        """An event outside of the loops, which frees something of the first turns or of the last ones, or nothing of them."""
+        if entry >= 0 or (place := self._place_of.get(-1 - entry)) is None:
+            return entry
+        loop, turn, number = place
+        late = turn >= self._loops[loop].turns // 2
+        return -1 - self._made[loop, turn + self._missing if late else turn, number]
+
+    def _freed(self, number: int, loop: Loop) -> dict[int, Freed]:
+        """By place in the turn: what is freed there, where it is of a loop. UnsupportedError if turns differ in that."""
+        rules: dict[int, Freed] = {}
+        for turn in range(loop.turns):
+            begin = loop.first + turn * loop.events
+            for place, entry in enumerate(self._trace.order[begin : begin + loop.events]):
+                if entry < 0 and (target := self._place_of.get(-1 - entry)) is not None:
+                    other, at, there = target
+                    rule = Freed(other, there, turn + (at if other != number else -at), other != number)
+                    if rules.setdefault(place, rule) != rule:
+                        raise UnsupportedError("trace_no_period")
+        return rules
+
+
+def _check(order: Sequence[int]) -> None:
+    """UnsupportedError unless each request is made once, and freed once at most and then."""
+    alive: set[int] = set()
+    made: set[int] = set()
+    for entry in order:
+        if entry >= 0:
+            if entry in made:
+                raise UnsupportedError("trace_no_period")
+            made.add(entry)
+            alive.add(entry)
+        elif -1 - entry in alive:
+            alive.remove(-1 - entry)
+        else:
+            raise UnsupportedError("trace_no_period")
