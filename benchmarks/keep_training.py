@@ -191,10 +191,13 @@ def groups(model_type: str, defaults: Mapping[str, Any], what: dict[str, Any]) -
 
 
 def sampled_tokens(outline: Outline, random: Random) -> int:
-    near = [tokens + random.randint(-2, 2) for kind, tokens in outline.thresholds if kind != "chunks"]
-    longest = 99 if all(kind != "chunks" for kind, _ in outline.thresholds) else (CHUNK_TURNS + 3) * CHUNK_TOKENS
-    others = random.randint(FEWEST_TOKENS, longest), random.randint(FEWEST_TOKENS, longest)
-    return max(FEWEST_TOKENS, random.choice([*near, *others]))
+    if any(kind == "chunks" for kind, _ in outline.thresholds):
+        whole = CHUNK_TOKENS * random.randint(CHUNK_TURNS, CHUNK_TURNS + 6)
+        return random.choice([whole, whole + random.randint(1 - CHUNK_TOKENS, -1)])
+    near = [tokens + random.randint(-2, 2) for _, tokens in outline.thresholds]
+    return max(
+        FEWEST_TOKENS, random.choice([*near, random.randint(FEWEST_TOKENS, 99), random.randint(FEWEST_TOKENS, 99)])
+    )
 
 
 def aligned(base: Mapping[str, Any], random: Random) -> dict[str, Any]:
@@ -226,7 +229,7 @@ def sample(
         _, _, outline = planned(config, **what)
         lengths = (sampled_tokens(outline, random) for _ in range(20))
         points = (Point(batch, tokens, tokens) for tokens in lengths)
-        wanted = (regime, TURNS[number % len(TURNS)])
+        wanted = (regime, len(ALIGNMENTS) - 1 if "whole" in regime else TURNS[number % len(TURNS)])
         point = next((p for p in points if (regime_of(outline.thresholds, p), alignment(p)) == wanted), None)
         if point is not None:
             break
@@ -251,6 +254,8 @@ def regimes(group: Group, random: Random) -> list[str]:
         for _ in range(10):
             tokens = sampled_tokens(outline, random)
             names |= {regime_of(outline.thresholds, Point(batches[0], tokens, tokens)) for batches in BATCHES}
+    if any(kind == "chunks" for kind, _ in group.outline.thresholds):  # fewer turns are traced when they are asked for
+        names = {name for name in names if str(CHUNK_TURNS) in name.split(", ")}
     return sorted(names)  # several sequences first
 
 

@@ -20,7 +20,7 @@ from ..typed import Any
 from ..values import replace
 from .class_rules import decoder_of
 from .family_file import read
-from .kept_trace import Coefficients, KeptTrace, Point, fixed_size
+from .kept_trace import CHUNK_TOKENS, Coefficients, KeptTrace, Point, fixed_size
 from .on_device import BUFFER, PARAMETER
 from .optimizer_steps import COVERED, with_average, with_steps
 from .outline import TOWERS, Outline, Part, options_of, outline_of
@@ -145,7 +145,9 @@ def trained_options(plan: Plan) -> dict[str, Any]:
 
 
 def _of_any_layer(modules: Iterable[str]) -> list[str]:
-    return sorted({re.sub(LAYER, ANY_LAYER, module, count=1) for module in modules})
+    """Those of a tower make no difference to a prompt of text."""
+    of_text = (module for module in modules if TOWERS.isdisjoint(module.split(".")))
+    return sorted({re.sub(LAYER, ANY_LAYER, module, count=1) for module in of_text})
 
 
 def training_outline(report: Report, plan: Plan) -> Outline | None:
@@ -177,6 +179,8 @@ def training_outline(report: Report, plan: Plan) -> Outline | None:
 def _thresholds(outline: Outline, kernel: str) -> Iterator[tuple[str, int]]:
     """Those that matter in training: from a window's length on there is a mask, which without a fused kernel there always is."""
     for kind, tokens in outline.thresholds:
+        if kind == "chunks":  # what is padded to whole chunks is sliced
+            yield "whole", CHUNK_TOKENS
         if kind != "window":
             yield kind, tokens
         elif kernel != "eager":

@@ -200,6 +200,8 @@ def _side(kind: str, tokens: int, point: Point) -> str:
         return "short" if point.prompt_tokens < tokens else ""
     if kind == "turns":
         return f"{point.prompt_tokens} turns" if point.prompt_tokens < tokens else ""
+    if kind == "whole":
+        return "" if point.prompt_tokens % tokens else "whole chunks"
     if kind == "chunk":
         return "chunks" if point.prompt_tokens > tokens else ""
     if kind != "chunks":

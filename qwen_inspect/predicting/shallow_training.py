@@ -44,9 +44,9 @@ FEWEST_TOKENS = 8  # fewer rows take other kernels
 SINGLE = (1, 18), (1, 37), (1, 64), (1, 99)
 SEVERAL = (2, 18), (3, 37), (5, 64), (4, 99)
 TERMS_OF_SINGLE, TERMS_OF_SEVERAL = (0, 1, 2), (0, 1, 2, 4, 5, 6)  # a training run has no total length of its own
-# The same of linear attention, which pads a prompt to chunks.
-SINGLE_CHUNKED = (1, 18), (1, 229), (1, 448), (1, 739)
-SEVERAL_CHUNKED = (2, 18), (3, 229), (5, 448), (4, 739)
+# The same of linear attention, which pads a prompt to chunks, and slices what it padded.
+SINGLE_PADDED, SINGLE_WHOLE = ((1, 18), (1, 229), (1, 460), (1, 739)), ((1, 64), (1, 192), (1, 448), (1, 768))
+SEVERAL_PADDED, SEVERAL_WHOLE = ((2, 18), (3, 229), (5, 460), (4, 739)), ((2, 64), (3, 192), (5, 448), (4, 768))
 CHUNKED_TERMS_OF_SINGLE, CHUNKED_TERMS_OF_SEVERAL = (*TERMS_OF_SINGLE, 8), (*TERMS_OF_SEVERAL, 8, 9)
 ALL_TURNS_ABOVE = (CHUNK_TURNS - 1) * CHUNK_TOKENS  # tokens; longer prompts have all turns that a trace has
 
@@ -101,7 +101,11 @@ def question_of(report: Report, plan: Plan, request: Any, made_by: str) -> Quest
         "config": report.config,
         "spec": repr(report.spec),
         "request": repr(replace(request, lora=None, **({} if above is None else {"batch": 1, "prompt_tokens": 1}))),
-        "regime": [above, plan.run.batch > 1],
+        "regime": [
+            above,
+            plan.run.batch > 1,
+            *([plan.run.prompt_tokens % CHUNK_TOKENS > 0] if is_chunked(report) else []),
+        ],
         "lora": repr(adapters_of(plan.run)),
         "base": base and [repr(base.scheme), base.dtype, sorted(base.modules)],
         "versions": [made_by, __version__],
@@ -197,7 +201,8 @@ def _of_any(question: Question) -> KeptTrace | None:
     single = question.asked[0] == 1
     sampled = SINGLE if single else SEVERAL
     if is_chunked(question.report):
-        sampled = SINGLE_CHUNKED if single else SEVERAL_CHUNKED
+        padded, whole = (SINGLE_PADDED, SINGLE_WHOLE) if single else (SEVERAL_PADDED, SEVERAL_WHOLE)
+        sampled = padded if question.asked[1] % CHUNK_TOKENS else whole
     samples = [(batch, question.above // 4 * 4 + tokens) for batch, tokens in sampled]
     return _composed(question, samples if question.asked in samples else [*samples[:-1], question.asked])
 

@@ -91,6 +91,20 @@ def test_a_second_workload_gives_all_others(tmp_path: Path, monkeypatch: pytest.
     assert_equal(Path(path), prompt_tokens=331)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("tokens", [(530, 700, 1187), (576, 640, 960)])  # whose last chunk is padded, and is not
+def test_a_second_workload_gives_all_others_of_linear_attention(
+    tokens: tuple[int, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The turns of each length's chunks are added to the eight that were traced."""
+    path = str(write_config(tmp_path, of_depth(FAMILIES["qwen3_5"], 14)))
+    *traced, other = tokens
+    for prompt_tokens in traced:
+        assert predict(inspect(path), Run(mode="train", prompt_tokens=prompt_tokens)).predicted.method == "trace"
+    monkeypatch.setattr(shallow_training, "_composed", None)
+    assert_equal(Path(path), prompt_tokens=other)
+
+
 def test_a_question_asked_again_takes_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = inspect(str(write_config(tmp_path, of_depth(FAMILIES["qwen3"], 6))))
     run = Run(mode="train", prompt_tokens=24)

@@ -57,7 +57,8 @@ class TransformersDemand(Demand):
         self._by_regime: dict[str, TracedRun | None] = {}
         self._explorations: dict[Run, Exploration | None] = {}
         self._folded: dict[str, FoldedRun] = {}  # by regime
-        self._trained: dict[tuple[int, bool, int], TrainedRun | None] = {}  # the last: turns over chunks
+        # By what the events depend on: the windows, several sequences, chunks, and whether the last one is whole.
+        self._trained: dict[tuple[int, bool, int, bool], TrainedRun | None] = {}
         limit = None if report.design is None else report.spec.context_tokens
         new_tokens = run.new_tokens if run.mode == "generate" else 0
         self.most_context_tokens = None if limit is None else max(0, limit - new_tokens)
@@ -213,11 +214,15 @@ class TransformersDemand(Demand):
         above = same_events_above(self.report, run)
         if above is None or run.device != "cuda":
             return None
-        turns = -(-context_tokens // CHUNK_TOKENS) if self._is_chunked else 0
-        key = above, batch > 1, turns
+        is_whole = self._is_chunked and context_tokens % CHUNK_TOKENS == 0
+        key = above, batch > 1, self._chunks(context_tokens), is_whole
         if key not in self._trained:
             self._trained[key] = self._checked(run)
         return self._trained[key]
+
+    def _chunks(self, context_tokens: int) -> int:
+        """Of a prompt, over which linear attention's loop runs."""
+        return -(-context_tokens // CHUNK_TOKENS) if self._is_chunked else 0
 
     def _checked(self, run: Run) -> TrainedRun | None:
         kept = training_of_any(self.report, run)
@@ -295,9 +300,14 @@ class TransformersDemand(Demand):
         return traced.fits(self._point(batch, context_tokens), room_bytes)
 
     def least_bytes(self, batch: int, context_tokens: int) -> int:
-        """From the kept trace, else what is loaded plus the cache."""
+        """From the kept trace, or from one of a training run with fewer chunks; else what is loaded plus the cache."""
         if self.traced is not None:
             return self.traced.least_bytes(self._point(batch, context_tokens))
+        if self._is_chunked and self._trained:  # of a context that is far too long, no trace is put together
+            chunks, point = self._chunks(context_tokens), self._point(batch, context_tokens)
+            alike = (run for key, run in self._trained.items() if run and key[1] == (batch > 1) and key[2] <= chunks)
+            if (least := max((run.least_bytes(point) for run in alike), default=None)) is not None:
+                return least
         moment, design = self._requested.steady, self.report.design
         cached = 0
         # Under autocast a cache may hold fewer bytes than in the model's dtype.
