@@ -43,7 +43,7 @@ from qwen_inspect.predicting.family_training import (
 )
 from qwen_inspect.predicting.kept_trace import ALIGNMENTS, CHUNK_TOKENS, KeptTrace, Point, alignment
 from qwen_inspect.predicting.optimizer_steps import INPUTS, OPTIMIZER
-from qwen_inspect.predicting.outline import MOST_SINGLES, Outline, options_of, regime_of
+from qwen_inspect.predicting.outline import MOST_SINGLES, WHOLE_CHUNKS, Outline, options_of, regime_of
 from qwen_inspect.predicting.segments import LAYER, apart, ends_of
 from qwen_inspect.predicting.shallow_training import FEWEST_TOKENS, constant
 from qwen_inspect.predicting.sources import trace_request
@@ -229,7 +229,7 @@ def sample(
         _, _, outline = planned(config, **what)
         lengths = (sampled_tokens(outline, random) for _ in range(20))
         points = (Point(batch, tokens, tokens) for tokens in lengths)
-        wanted = (regime, len(ALIGNMENTS) - 1 if "whole" in regime else TURNS[number % len(TURNS)])
+        wanted = (regime, len(ALIGNMENTS) - 1 if WHOLE_CHUNKS in regime else TURNS[number % len(TURNS)])
         point = next((p for p in points if (regime_of(outline.thresholds, p), alignment(p)) == wanted), None)
         if point is not None:
             break

@@ -25,7 +25,7 @@ from qwen_inspect.predicting.family_trace import (
     dimensions_of,
 )
 from qwen_inspect.predicting.kept_trace import ALIGNMENTS, ChunkedPoint, KeptTrace, Point, Vectors, alignment
-from qwen_inspect.predicting.outline import Outline, Part
+from qwen_inspect.predicting.outline import WHOLE_CHUNKS, Outline, Part
 from qwen_inspect.predicting.segments import Place, Request, Segment, cut
 
 MODULUS = (1 << 61) - 1
@@ -120,20 +120,30 @@ def _skeleton(
                     vectors[at][number].setdefault(index, set()).add(request.summed[2][index])
     if len(stages) != 1:
         raise NotLearnt(f"{name}: stages {stages}")
-    return stages.pop(), {at: (_with_vectors(segment, vectors[at]), sizes) for at, (segment, sizes) in segments.items()}
+    whole = WHOLE_CHUNKS in name
+    return stages.pop(), {
+        at: (_with_vectors(segment, vectors[at], whole=whole), sizes) for at, (segment, sizes) in segments.items()
+    }
 
 
-def _with_vectors(segment: Segment, vectors: Mapping[int, Mapping[int, set[int]]]) -> Segment:
+def _with_vectors(segment: Segment, vectors: Mapping[int, Mapping[int, set[int]]], *, whole: bool) -> Segment:
     requests = [
-        request if number not in vectors else request._replace(summed=(None, None, _vectors(request, vectors[number])))
+        request
+        if number not in vectors
+        else request._replace(summed=(None, None, _vectors(request, vectors[number], whole=whole)))
         for number, request in enumerate(segment.requests)
     ]
     return Segment(tuple(requests), segment.order, segment.others)
 
 
-def _vectors(request: Request, known: Mapping[int, set[int]]) -> Vectors:
-    """Of each alignment how many numbers a sum loads at a time; more of a better one. NotLearnt if some are not known."""
+def _vectors(request: Request, known: Mapping[int, set[int]], *, whole: bool) -> Vectors:
+    """Of each alignment how many numbers a sum loads at a time; more of a better one. NotLearnt if some are not known.
+
+    whole: all prompts of the regime have whole chunks, and with them the best alignment.
+    """
     if all(len(of_one) == 1 for of_one in known.values()):
+        if whole and known.keys() == {len(ALIGNMENTS) - 1}:
+            return tuple(known[len(ALIGNMENTS) - 1]) * len(ALIGNMENTS)
         of_any = {index: next(iter(of_one)) for index, of_one in known.items()}
         at_least = [max((of_any[i] for i in of_any if i <= index), default=1) for index in range(len(ALIGNMENTS))]
         at_most = [

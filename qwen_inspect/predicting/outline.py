@@ -28,6 +28,7 @@ _TOWERS = """
     audio_tower embed_vision embed_audio mtp
 """
 TOWERS = frozenset(_TOWERS.split())
+WHOLE_CHUNKS = "whole chunks"  # a regime: nothing is padded
 # Keys that change nothing that a run of text takes, besides what the design shows: names, tokens, initial values, constants to
 # multiply by, and what says which layer is of which kind.
 _UNRELATED = """
@@ -201,7 +202,7 @@ def _side(kind: str, tokens: int, point: Point) -> str:
     if kind == "turns":
         return f"{point.prompt_tokens} turns" if point.prompt_tokens < tokens else ""
     if kind == "whole":
-        return "" if point.prompt_tokens % tokens else "whole chunks"
+        return "" if point.prompt_tokens % tokens else WHOLE_CHUNKS
     if kind == "chunk":
         return "chunks" if point.prompt_tokens > tokens else ""
     if kind != "chunks":
