@@ -105,6 +105,7 @@ def test_a_video_that_does_not_fit_is_told_its_most_pixels_and_frames(tmp_path: 
     assert whole_bytes(report, video(seconds + 1)) > room
 
 
+@pytest.mark.exhaustive
 def test_the_longest_audio_fits_and_one_of_a_second_more_does_not(tmp_path: Path, capsys: Capture) -> None:
     config = hearing("qwen3_omni_moe_thinker")
     config["text_config"] |= {"num_hidden_layers": 2, "max_position_embeddings": 32_768}

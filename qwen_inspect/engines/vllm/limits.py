@@ -7,7 +7,8 @@ interfaces.py (_mark_tower_model: a tower is left out where each of its kinds is
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+
+from ...typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
