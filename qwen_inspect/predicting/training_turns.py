@@ -20,11 +20,10 @@ from ..typed import Any, NamedTuple
 from ..values import replace
 from .kept_trace import CHUNK_TOKENS, KeptTrace
 from .segments import BACKWARD
-from .turns import LINEAR
+from .turns import LINEAR, events_of_a_turn
 
 FORWARD = "forward"
-FEWEST_ALIKE = 4  # turns that make a loop
-FEWEST_EVENTS, MOST_EVENTS = 6, 256  # of a turn
+MOST_EVENTS = 256  # of a turn; a backward has more of them than a forward
 
 
 class Loop(NamedTuple):
@@ -101,7 +100,7 @@ def loops_of(trace: KeptTrace, modules: Set[str]) -> Iterator[Loop]:
     alike = "".join([chr(2 * kind_of[entry] + 1 if entry >= 0 else 2 * kind_of[-1 - entry]) for entry in trace.order])
     at = 0
     while at < len(alike):
-        events = _events_of_a_turn(alike, at) if ord(alike[at]) // 2 in looped else None
+        events = events_of_a_turn(alike, at, MOST_EVENTS) if ord(alike[at]) // 2 in looped else None
         if events is None:
             at += 1
             continue
@@ -110,18 +109,6 @@ def loops_of(trace: KeptTrace, modules: Set[str]) -> Iterator[Loop]:
             end += events
         yield Loop(at, events, (end - at) // events)
         at = end
-
-
-def _events_of_a_turn(alike: str, at: int) -> int | None:
-    """Of the shortest turns that begin here; None where none do."""
-    again = alike.find(alike[at], at + FEWEST_EVENTS, at + MOST_EVENTS)
-    while again >= 0:
-        events = again - at
-        end = at + (FEWEST_ALIKE - 1) * events
-        if end + events <= len(alike) and alike[at:end] == alike[again : end + events]:
-            return events
-        again = alike.find(alike[at], again + 1, at + MOST_EVENTS)
-    return None
 
 
 class _Turned:

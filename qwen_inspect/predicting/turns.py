@@ -121,7 +121,7 @@ def loops_in(alike: str, is_linear: Sequence[bool]) -> Iterator[Loop]:
     same."""
     at = 0
     while at < len(alike):
-        events = _events_of_a_turn(alike, at) if is_linear[at] else None
+        events = events_of_a_turn(alike, at) if is_linear[at] else None
         if events is None:
             at += 1
             continue
@@ -131,13 +131,13 @@ def loops_in(alike: str, is_linear: Sequence[bool]) -> Iterator[Loop]:
         at += events
 
 
-def _events_of_a_turn(alike: str, at: int) -> int | None:
-    """Of the shortest turns that begin here; None where none do."""
-    again = alike.find(alike[at], at + FEWEST_EVENTS, at + MOST_EVENTS)
+def events_of_a_turn(alike: str, at: int, most: int = MOST_EVENTS) -> int | None:
+    """Of the shortest turns that begin here, of less than `most` events; None where none do."""
+    again = alike.find(alike[at], at + FEWEST_EVENTS, at + most)
     while again >= 0:
         events = again - at
         end = at + (FEWEST_ALIKE - 1) * events
         if end + events <= len(alike) and alike[at:end] == alike[again : end + events]:
             return events
-        again = alike.find(alike[at], again + 1, at + MOST_EVENTS)
+        again = alike.find(alike[at], again + 1, at + most)
     return None
