@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..architectures.generic.building import quiet
 from ..architectures.patterns import selects
 from ..errors import UnsupportedError, UsageError
 from ..language import Message
@@ -361,16 +362,9 @@ def _silent() -> Iterator[None]:
     """Silences warnings: transformers' concern a user's own calls, which these are not."""
     import warnings
 
-    import transformers
-
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers.logging.set_verbosity(level)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 # --- what they hold

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
+from ..architectures.generic.building import quiet
 from ..architectures.generic.configurations import stated
 from ..checkpoint import DType
 from ..errors import UnsupportedError
@@ -88,7 +89,7 @@ def found_cache(model: Any, dtype: DType) -> tuple[AttentionReport, CacheReport]
     ]
     near = NEAR_TOKENS if min(windows, default=FAR_TOKENS) > NEAR_TOKENS[-1] else SHORTEST_TOKENS
     far = min(max([FAR_TOKENS, *(window + 37 for window in windows)]), FARTHEST_TOKENS)
-    with _quiet():
+    with quiet():
         try:
             runner = _runner(model, near[0])
         except UnsupportedError as error:
@@ -460,19 +461,6 @@ def tensors_of(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str
         for key, inner in vars(value).items():
             if key not in COUNTERS:
                 yield from tensors_of(inner, key if not name or name == "layers" else name, depth + 1)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences transformers' warnings about missing kernels: on meta none is needed."""
-    import transformers
-
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(before)
 
 
 def _first_line(error: BaseException) -> str:

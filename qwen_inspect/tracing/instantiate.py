@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 
-from ..architectures.generic.building import as_loaded
+from ..architectures.generic.building import as_loaded, quiet
 from ..checkpoint import DTYPE_OF_TORCH_NAME, Tensor
 from ..errors import UnavailableError, UnsupportedError
 from ..spec import ModelSpec
@@ -60,7 +60,10 @@ def build(spec: ModelSpec, config: Mapping[str, Any], *, device: str, dtype: str
     from huggingface_hub.errors import StrictDataclassError  # for a configuration with values of the wrong type
 
     try:
-        configuration = transformers.AutoConfig.for_model(**deepcopy(dict(config)))  # for_model changes nested parts
+        with quiet():
+            configuration = transformers.AutoConfig.for_model(
+                **deepcopy(dict(config))
+            )  # for_model changes nested parts
         model_class = getattr(transformers, spec.class_name)
         # Not accelerate's init_empty_weights: its default unties the head.
         with torch.device(device):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 
+from ..architectures.generic.building import quiet
 from ..results.timeline import FLASH_SCRATCH, SCALES_SCRATCH
 from ..typed import TYPE_CHECKING, Any
 
@@ -69,7 +70,6 @@ def as_on_cuda(
 
     import torch
     import torch._meta_registrations as shapes
-    import transformers
     from transformers import masking_utils
     from transformers.cache_utils import DynamicSlidingWindowLayer
     from transformers.integrations import moe, sdpa_attention
@@ -158,8 +158,7 @@ def as_on_cuda(
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        stack.callback(transformers.logging.set_verbosity, transformers.logging.get_verbosity())
-        transformers.logging.set_verbosity_error()
+        stack.enter_context(quiet())
         stack.enter_context(replaced(replacements))
         yield
 

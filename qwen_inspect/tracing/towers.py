@@ -6,10 +6,9 @@ Source: transformers 5.23, configuration_qwen2_5_vl.py, configuration_qwen3_vl.p
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from copy import deepcopy
 
-from ..errors import UnavailableError
 from ..typed import Any
+from .configuring import configuration_of
 
 DEPTHS = ("depth", "num_hidden_layers")  # by either name
 FULL, ADDING = "fullatt_block_indexes", "deepstack_visual_indexes"  # lists of numbers of layers
@@ -20,13 +19,7 @@ def kinds_of_tower(config: Mapping[str, Any]) -> list[Hashable]:
 
     A layer whose features the decoder adds is of its own kind. UnavailableError without torch.
     """
-    try:
-        import torch  # noqa: F401  # which a configuration imports for its dtype
-        from transformers import AutoConfig
-    except ImportError as error:
-        raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
-    dense = {key: value for key, value in config.items() if key != "quantization_config"}
-    vision = getattr(AutoConfig.for_model(**deepcopy(dense)), "vision_config", None)
+    vision = getattr(configuration_of(config), "vision_config", None)
     depth = None if vision is None else getattr(vision, _depth(vision), None)
     if type(depth) is not int or vision is None:
         return []

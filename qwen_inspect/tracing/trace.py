@@ -15,7 +15,6 @@ import gc
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
-from copy import deepcopy
 
 from ..architectures.generic.building import as_loaded
 from ..architectures.patterns import search, selects
@@ -44,6 +43,7 @@ from .alike_calls import alike_calls
 from .autocast import autocast, cuda_lists, let_go_in_order, scaler_of
 from .bases import Base, hold
 from .cached import CACHE_NAMES, is_state, tensors_of
+from .configuring import configuration_of
 from .few_turns import few_turns
 from .fused_losses import fuse_loss
 from .kernels import as_on_cuda, flash_attention_2, masks_of_ones, replaced
@@ -240,13 +240,7 @@ def settings_of_layers(config: Mapping[str, Any]) -> list[tuple[object, ...]]:
 
     UnavailableError without torch.
     """
-    try:
-        import torch  # noqa: F401  # which a configuration imports for its dtype
-        from transformers import AutoConfig
-    except ImportError as error:
-        raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
-    dense = {key: value for key, value in config.items() if key != "quantization_config"}
-    text = AutoConfig.for_model(**deepcopy(dense)).get_text_config(decoder=True)
+    text = configuration_of(config).get_text_config(decoder=True)
     layers = text.num_hidden_layers
     values = (value for _, value in sorted(text.to_dict().items()))
     lists = [value for value in values if isinstance(value, (list, tuple)) and len(value) == layers]
@@ -288,8 +282,7 @@ def _build(
     import transformers
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    dense = {key: value for key, value in config.items() if key != "quantization_config"}
-    configuration = transformers.AutoConfig.for_model(**deepcopy(dense))  # for_model changes nested parts
+    configuration = configuration_of(config)
     if workload.layers is not None:
         text = configuration.get_text_config(decoder=True)
         text.num_hidden_layers = workload.layers

@@ -559,3 +559,15 @@ def test_without_torch_it_is_said_what_to_install() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "extra_missing"
+
+
+def test_what_transformers_says_of_a_configuration_is_not_printed() -> None:
+    """Llama 4 Scout's frequencies are of one height, of which transformers warns each time that it reads them."""
+    script = """
+from qwen_inspect.loaders import catalog
+from qwen_inspect.tracing.configuring import configuration_of
+config = catalog.configuration("meta-llama/Llama-4-Scout-17B-16E-Instruct", catalog.entries())
+print(configuration_of(config).get_text_config().num_hidden_layers)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("48\n", "")

@@ -51,9 +51,21 @@ def buildable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Silences transformers' warnings, which concern who writes a configuration."""
+    import transformers
+
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
+@contextmanager
 def _guarded() -> Iterator[None]:
     """Within it, transformers is offline and silent, and a model of more than MOST_MODULES modules raises MalformedError."""
-    import transformers
     from huggingface_hub import constants
     from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -68,8 +80,7 @@ def _guarded() -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(setattr, constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)
         constants.HF_HUB_OFFLINE = True
-        stack.callback(transformers.logging.set_verbosity, transformers.logging.get_verbosity())
-        transformers.logging.set_verbosity_error()
+        stack.enter_context(quiet())
         stack.callback(register_module_module_registration_hook(count).remove)
         yield
 
