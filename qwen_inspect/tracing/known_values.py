@@ -1,12 +1,14 @@
 """Positions, grids and masks with their values in a trace, whose other tensors have none.
 
 A model that sees decides by them: how long each window is, where an image's tokens stand, how positions run. An operator whose
-inputs all have values computes, and its outputs have values too; with any other input they have none.
+inputs all have values computes, and its outputs have values too; with any other input they have none. Nor has a tensor that such
+an input was written to, though it keeps its storage.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -28,10 +30,27 @@ def known_values(recorder: Recorder, device: str) -> Iterator[None]:
     from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
     aten = torch.ops.aten
+    by_values = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
     by_index = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 
-    def has_values(tensor: Any) -> bool:
+    written: set[int] = set()  # addresses of living storages that something without values was written to
+
+    def is_real(tensor: Any) -> bool:
         return not isinstance(tensor, FakeTensor) and tensor.device.type != "meta"
+
+    def has_values(tensor: Any) -> bool:
+        return is_real(tensor) and not (written and tensor.untyped_storage()._cdata in written)
+
+    def lose_values(tensor: Any) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in written:
+            written.add(storage._cdata)
+            weakref.finalize(storage, written.discard, storage._cdata).atexit = False
+
+    def writes(operator: Any) -> bool:
+        """Whether it writes to its first input."""
+        alias = operator._schema.arguments[0].alias_info if operator._schema.arguments else None
+        return alias is not None and alias.is_write
 
     def gets_values(arguments: Sequence[Any], dtype: Any) -> bool:
         """Whether a new tensor does: whole numbers and truth values, and few of other kinds."""
@@ -63,6 +82,14 @@ def known_values(recorder: Recorder, device: str) -> Iterator[None]:
             if all(map(has_values, inputs)) if inputs else gets_values(args, options.get("dtype")):
                 with _disable_current_modes():
                     outputs = operator(*args, **options)
+            elif inputs and all(map(is_real, inputs)) and not by_values.intersection(operator.tags):
+                with _disable_current_modes():
+                    outputs = operator(*args, **options)
+                for tensor in tensors_in(outputs):
+                    lose_values(tensor)
+            elif args and isinstance(args[0], torch.Tensor) and is_real(args[0]) and writes(operator):
+                lose_values(args[0])
+                return args[0]
             elif operator is aten.masked_scatter_backward.default:
                 return gathered(*args)
             else:

@@ -87,8 +87,18 @@ OTHERS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl_moe", "qwen3_5")
 )
 def test_images_of_two_sizes_and_a_video_in_a_batch_take_what_the_trace_says(family: str) -> None:
     """Two sequences, each with two images and a video; of Qwen2-VL its slices are one run of tokens, of Qwen3-VL a run each."""
-    config = {**FAMILIES[family], **TOKENS}
     video = medium(2, 6, 6, frames=4, marks=0 if family.startswith("qwen2") else None)
+    assert_generating_takes_what_the_trace_says({**FAMILIES[family], **TOKENS}, video)
+
+
+def test_states_of_linear_attention_are_written_to_where_they_are() -> None:
+    """That of the convolution, of a size that shows, is zeros at first, with known values as positions have, then without."""
+    config = {**FAMILIES["qwen3_5"], **TOKENS}
+    config["text_config"] = {**config["text_config"], "linear_num_key_heads": 16, "linear_num_value_heads": 16}
+    assert_generating_takes_what_the_trace_says(config, medium(2, 6, 6, frames=4, marks=None))
+
+
+def assert_generating_takes_what_the_trace_says(config: dict[str, Any], video: Medium) -> None:
     media = Media(items=(medium(1, 8, 12), medium(1, 10, 6), video), images=None, videos=None)
     model = real_model(config).eval()
 
