@@ -50,10 +50,14 @@ class Occurrence:
 
 
 def shape_of(base: Sample, longer: Mapping[str, Sample]) -> list[tuple[str, int, tuple[Any, ...]]]:
-    """The loops of a run, as axis, turns beyond its count and tokens. longer: by axis, a run with one more."""
+    """The loops of a run, as axis, turns beyond its count and tokens. longer: by axis, a run with more."""
     tokens = tokens_of(base.trace)
     found: list[Found] = sorted(
-        (loop for axis, sample in longer.items() for loop in loops(axis, tokens, tokens_of(sample.trace))),
+        (
+            loop
+            for axis, sample in longer.items()
+            for loop in loops(axis, tokens, tokens_of(sample.trace), max(1, sample.counts[axis] - base.counts[axis]))
+        ),
         key=lambda loop: loop.begin,
     )
     shape: list[tuple[str, int, tuple[Any, ...]]] = []

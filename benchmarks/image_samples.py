@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
+from benchmarks.keep_traces import first_layers
 from benchmarks.sampling import sampled
 from qwen_inspect.architectures.families import CLASSES
+from qwen_inspect.media.counting import media_of
 from qwen_inspect.predicting.class_rules import decoder_of
-from qwen_inspect.results.media import Media, Medium, Shape, Typed
+from qwen_inspect.results.media import Media, Medium, Request, Shape, Typed
+from qwen_inspect.tracing.kernels import BIAS_ALIGNMENT
+from qwen_inspect.tracing.towers import ADDING, FULL
 
-FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
-FULL, ADDING = "fullatt_block_indexes", "deepstack_visual_indexes"
 WINDOW = 4  # rows and columns of merged tokens in a window
 LEAST = 2  # rows and columns of an image; a whole window of a tower that has them: of fewer, views need no copy
 
 
 def seeing(base: Mapping[str, Any], kinds: Sequence[Any], layers: int, random: Random) -> dict[str, Any]:
     """A random configuration like `base`. kinds: of its tower's layers, as in a `Design`. layers: of its decoder."""
-    config = sampled(base, random)
+    config = first_layers(sampled(base, random), layers)
     config.setdefault("architectures", [CLASSES[config["model_type"]][0]])
     text, vision = decoder_of(config), config["vision_config"]
     assert isinstance(text, dict)
     text["num_hidden_layers"] = layers
+    TOWERS.get(config["model_type"], _qwen)(config, vision, kinds, random)
+    return config
+
+
+def _qwen(config: Mapping[str, Any], vision: dict[str, Any], kinds: Sequence[Any], random: Random) -> None:
+    text = decoder_of(config)
+    assert isinstance(text, dict)
     for key in ("layer_types", "mlp_only_layers"):
         text.pop(key, None)
     heads = random.randint(2, 7)
@@ -44,7 +53,47 @@ def seeing(base: Mapping[str, Any], kinds: Sequence[Any], layers: int, random: R
         vision[FULL] = [layer for layer, (full, _) in enumerate(kinds) if full]
     if ADDING in vision:
         vision[ADDING] = [layer for layer, (_, adding) in enumerate(kinds) if adding is not None]
-    return config
+
+
+def _vit(vision: dict[str, Any], kinds: Sequence[Any], random: Random) -> None:
+    """Sizes that most towers have by these names."""
+    heads = random.randint(2, 7)
+    vision |= {
+        "num_hidden_layers": len(kinds),
+        "num_attention_heads": heads,
+        "hidden_size": heads * 8 * random.randint(2, 9),
+        "intermediate_size": random.randint(11, 97) * 4,
+        "patch_size": random.randint(3, 9),
+    }
+
+
+def _gemma3(config: dict[str, Any], vision: dict[str, Any], kinds: Sequence[Any], random: Random) -> None:
+    """An image's patches are averaged to a square of tokens."""
+    _vit(vision, kinds, random)
+    side, pooled = random.randint(2, 4), random.randint(2, 4)
+    vision["image_size"], config["mm_tokens_per_image"] = vision["patch_size"] * side * pooled, side**2
+    _whole_windows(config)
+
+
+def _mistral3(config: dict[str, Any], vision: dict[str, Any], kinds: Sequence[Any], random: Random) -> None:
+    _vit(vision, kinds, random)
+    vision["head_dim"] = vision["hidden_size"] // vision["num_attention_heads"]
+    vision["image_size"] = random.randint(600, 1600)
+
+
+def _whole_windows(config: dict[str, Any]) -> None:
+    """A decoder's window as releases have it: rows of a mask that is as long need no padding."""
+    text = decoder_of(config)
+    assert isinstance(text, dict)
+    text["sliding_window"] += -text["sliding_window"] % BIAS_ALIGNMENT
+
+
+# By family, what makes its tower random; Qwen's where there is none.
+TOWERS: Mapping[str, Callable[[dict[str, Any], dict[str, Any], Sequence[Any], Random], None]] = {
+    "gemma3": _gemma3,
+    "mistral3": _mistral3,
+}
+FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
 
 
 def image(rows: int, columns: int, vision: Mapping[str, Any]) -> Medium:
@@ -61,13 +110,21 @@ def image(rows: int, columns: int, vision: Mapping[str, Any]) -> Medium:
     return Medium(typed=Typed(text="", width=shape.width, height=shape.height), shape=shape)
 
 
-def images(windows: Sequence[tuple[int, int]], vision: Mapping[str, Any], random: Random) -> Media:
-    """An image with so many rows and columns of windows each, the last of which may be partial."""
-
+def images(
+    windows: Sequence[tuple[int, int]], config: Mapping[str, Any], vision: Mapping[str, Any], random: Random
+) -> Media:
+    """An image with so many rows and columns of windows each, the last of which may be partial; of a tower without windows of
+    so many columns of tokens twice, and one, so that some are as wide as others.
+    """
     least = WINDOW if vision.get("window_size") else LEAST
 
     def length(count: int) -> int:
         return random.randint(max(least, WINDOW * (count - 1) + 1), WINDOW * count)
 
-    sizes = ((length(rows), length(columns)) for rows, columns in windows)
+    if config["model_type"] in TOWERS:
+        side = vision["patch_size"] * config.get("spatial_merge_size", 1)
+        sizes = [(side * length(rows), side * (2 * columns + 1)) for rows, columns in windows]
+        typed = tuple(Typed(text="", width=width, height=height) for height, width in sizes)
+        return media_of(config, {}, Request(typed=typed))
+    sizes = [(length(rows), length(columns)) for rows, columns in windows]
     return Media(items=tuple(image(*size, vision) for size in sizes), images=None, videos=None)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,19 +25,20 @@ from qwen_inspect.predicting.family_file import SHIPPED
 from qwen_inspect.predicting.family_trace import NotCovered, Variables, loaded_of
 from qwen_inspect.predicting.few_layers import around, fewest_layers, first_layers
 from qwen_inspect.predicting.image_file import dump, image_file
+from qwen_inspect.predicting.image_towers import FAMILIES as TOWERS
+from qwen_inspect.predicting.image_towers import tower_in
 from qwen_inspect.predicting.image_trace import (
     Design,
     ImageTrace,
     ImageVariant,
     design_of,
     regime_of,
-    vision_options,
     workload_of,
 )
-from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.outline import options_of
 from qwen_inspect.predicting.segments import apart, fixed
-from qwen_inspect.predicting.sources import trace_request
+from qwen_inspect.predicting.sources import point_of, trace_request
+from qwen_inspect.predicting.workspaces import has_cudnn_attention
 from qwen_inspect.results.media import Media
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report
@@ -46,7 +48,12 @@ from qwen_inspect.tracing.trace import trace
 
 GPUS = ("A100-80GB", "H100-80GB")  # of which one has cuDNN's attention
 SAMPLES, CHECKS = 9, 2  # of each regime
+FEW_SAMPLES, FEW_CHECKS = 6, 1  # where there are many regimes
+TRIES = 300  # configurations, and lengths of each, among which a regime is looked for
 GROWN = {"grown": (3, 90), "first step": (2, 2), "no step": (1, 1)}  # new tokens
+# On which sides of a window the prompt and all tokens are, and what takes an attention's mask.
+SIDES = {"grown": ("<<", "<>", ">>"), "first step": ("<<", ">>"), "no step": ("<<", ">>")}
+MASKS = ("cudnn", "padded rows", "whole rows")
 # Windows of each image and sequences of a run, and of others with one more image, or with more windows.
 BASES = {
     "one": ([(2, 2)], 1, {"windows": ([(1, 5)], 1)}),
@@ -57,14 +64,26 @@ BASES = {
     ),
     "batch": ([(2, 2)], 3, {"images": ([(1, 3)], 4), "windows": ([(1, 5)], 3)}),
 }
+# The same of images that are stacked: with one more that is as wide as the widest, or narrower; with an odd number of sequences,
+# because the rows of a mask of twice as many are always whole.
+STACKED = {
+    "several": (
+        [(1, 1), (1, 5), (1, 2), (1, 5)],
+        1,
+        {"images": ([(1, 1), (1, 5), (1, 2), (1, 5), (1, 5)], 1), "narrow": ([(1, 1), (1, 5), (1, 2), (1, 2)], 1)},
+    ),
+    "batch": ([(1, 2)], 3, {"images": ([(1, 3)], 5)}),
+}
 
 
 def defaults_of_tower(model_type: str) -> dict[str, Any]:
     import transformers
 
+    config = transformers.AutoConfig.for_model(model_type)
+    beside = TOWERS[model_type].beside if model_type in TOWERS else ()
     return {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in transformers.AutoConfig.for_model(model_type).vision_config.to_dict().items()
+        for key, value in {**{key: getattr(config, key) for key in beside}, **config.vision_config.to_dict()}.items()
         if value is None or isinstance(value, (int, float, str, list, tuple))
     }
 
@@ -75,11 +94,10 @@ class Learner:
     def __init__(self, base: Mapping[str, Any], defaults: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
         self.base, self.defaults, self.vision = base, defaults, vision
         self.report, self.design = self._designed(base)
-        kept = fewest_layers(self.design.tower)
-        assert kept is not None
+        kept, layers = fewest_layers(self.design.tower), first_layers(around(self.design.decoder))
+        if kept is None or layers is None:
+            raise NotCovered
         self.tower = tuple(self.design.tower[layer] for layer in kept)
-        layers = first_layers(around(self.design.decoder))
-        assert layers is not None
         self.decoder = self.design.decoder[:layers]
 
     def _designed(self, config: Mapping[str, Any]) -> tuple[Report, Design]:
@@ -89,51 +107,113 @@ class Learner:
         return report, design_of(report, design, self.vision)
 
     def sample(
-        self, seed: object, windows: list[tuple[int, int]], batch: int, grown: str, *, deep: bool = False
-    ) -> tuple[Sample, Report, Design, Media, Point, Timeline]:
+        self,
+        seed: object,
+        windows: list[tuple[int, int]],
+        batch: int,
+        grown: str,
+        *,
+        deep: bool = False,
+        regime: str = "",
+    ) -> tuple[Sample, Report, Design, Media, Run, Timeline]:
+        """regime: of the run, one of `regimes`; whichever it is if that is not said."""
         random = Random(repr(seed))
+        for _ in range(TRIES):
+            config, report, design, media = self._seeing(windows, random, deep=deep)
+            for _ in range(TRIES):
+                run = Run(
+                    media=media,
+                    batch=batch,
+                    prompt_tokens=media.least_tokens + random.randint(1, 60),
+                    new_tokens=random.randint(*GROWN[grown]),
+                    attention=report.spec.kernel,
+                    gpu=random.choice(GPUS),
+                )
+                point, cudnn = point_of(run), has_cudnn_attention(run.gpu)
+                if not regime or regime_of(media, point, design, cudnn=cudnn) == regime:
+                    timeline = trace(report.spec, config, trace_request(run))
+                    _, rest = apart(fixed(timeline))
+                    workload = workload_of(media, point, design)
+                    return Sample(rest, design.dimensions, *workload), report, design, media, run, timeline
+        raise NoPattern(f"no sample of {regime}")
+
+    def _seeing(
+        self, windows: list[tuple[int, int]], random: Random, *, deep: bool
+    ) -> tuple[dict[str, Any], Report, Design, Media]:
+        """A configuration of this structure, and images for it."""
         tower = self.tower if not deep else self.design.tower
-        layers = len(self.decoder) if not deep else len(self.decoder) + random.randint(1, 4)
-        config = seeing(self.base, tower, layers, random)
-        report, design = self._designed(config)
-        assert (design.structure, design.tower) == (self.design.structure, tower), seed
-        vision = {**self.vision, **config["vision_config"]}
-        media = images(windows, vision, random)
-        new_tokens = random.randint(*GROWN[grown])
-        prompt_tokens = media.least_tokens + random.randint(2, 60)
-        kernel, gpu = report.spec.kernel, random.choice(GPUS)
-        run = Run(
-            media=media, batch=batch, prompt_tokens=prompt_tokens, new_tokens=new_tokens, attention=kernel, gpu=gpu
-        )
-        point = Point(batch, prompt_tokens, run.cached_tokens)
-        timeline = trace(report.spec, config, trace_request(run))
-        _, rest = apart(fixed(timeline))
-        sample = Sample(rest, design.dimensions, *workload_of(media, point, design.window))
-        return sample, report, design, media, point, timeline
+        for _ in range(TRIES):
+            layers = len(self.decoder) if not deep else random.choice(self.deeper())
+            config = seeing(self.base, tower, layers, random)
+            report, design = self._designed(config)
+            if (design.structure, design.tower) == (self.design.structure, tower):
+                vision = {**self.vision, **config["vision_config"]}
+                return config, report, design, images(windows, config, vision, random)
+        raise NoPattern("no sample of this structure")
+
+    def deeper(self) -> list[int]:
+        """Numbers of layers that the few stand for."""
+        few, whole = len(self.decoder), self.design.decoder
+        known = set(around(self.decoder))
+        fitting = (layers for layers in range(few + 1, len(whole) + 1) if set(around(whole[:layers])) <= known)
+        return [*islice(fitting, 4)]
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Of images and sequences that make regimes of their own."""
+        return ("one", "several") if self.design.known.sided else [*BASES]
+
+    @property
+    def steps(self) -> Sequence[str]:
+        """Those of GROWN that are learnt; where there are many regimes, the rare one of two new tokens is not."""
+        return [grown for grown in GROWN if grown != "first step" or not self.many]
+
+    @property
+    def many(self) -> bool:
+        """Whether runs differ by masks and by thresholds too."""
+        return bool(self.design.known.masked and self.design.thresholds)
+
+    def regimes(self, kind: str, grown: str) -> Iterator[str]:
+        """Those of images and sequences of this kind, and of so many new tokens, but for lengths that are just a threshold's."""
+        masked, thresholds = self.design.known.masked, self.design.thresholds
+        if any(threshold != "window" for threshold, _ in thresholds) or (thresholds and masked == "patches"):
+            raise NotCovered
+        sides = SIDES[grown] if thresholds else ("",)
+        for parts in product([kind], [grown], sides, MASKS if masked else ("",)):
+            yield ", ".join(filter(None, parts))
 
     def some(self, random: Random, kind: str, number: int) -> tuple[list[tuple[int, int]], int]:
         """Windows of images, and sequences; in the first samples the fewest."""
         if number < 2 and kind == "one":
             return [(1, number + 1)], 1
         count, batch = random.randint(2, 5) if kind == "several" else 1, random.randint(2, 5) if kind == "batch" else 1
+        if self.design.known.sided and kind == "several":
+            count, batch = random.choice([(1, 2), (2, 1), (1, 4), (3, 1), (2, 3), (3, 2)])
+        if self.design.known.stacked and kind == "batch":
+            batch = random.choice([3, 5])
         return [(random.randint(1, 4), random.randint(1, 5)) for _ in range(count)], batch
 
-    def runs(self, kind: str, grown: str) -> tuple[str, Sample, dict[str, Sample]]:
-        """The regime's name, and the runs that show what repeats."""
-        windows, batch, others = BASES[kind]
-        base, _, _, media, point, _ = self.sample("base", windows, batch, grown)
-        axes = {"images", "windows"} if self.design.window else {"images"}
-        longer = {axis: self.sample("base", *more, grown)[0] for axis, more in others.items() if axis in axes}
-        return regime_of(media, point), base, longer
+    def runs(self, kind: str, grown: str, regime: str) -> tuple[Sample, dict[str, Sample]]:
+        """The runs that show what repeats."""
+        known = self.design.known
+        windows, batch, others = (STACKED if known.stacked else BASES).get(kind, BASES[kind])
+        axes = {"images", "narrow", *(["windows"] if self.design.window else [])}
+        if known.sided:  # whose images pass it together
+            axes = set()
+        longer = {
+            axis: self.sample("base", *more, grown, regime=regime)[0] for axis, more in others.items() if axis in axes
+        }
+        return self.sample("base", windows, batch, grown, regime=regime)[0], longer
 
     def learnt(self, random: Random) -> ImageVariant:
         runs: dict[str, Any] = {}
         dimensions = []
-        for kind in BASES:
-            for grown in GROWN:
-                name, base, longer = self.runs(kind, grown)
+        for kind, grown in product(self.kinds, self.steps):
+            for name in self.regimes(kind, grown):
+                base, longer = self.runs(kind, grown, name)
                 samples = [
-                    self.sample((name, number), *self.some(random, kind, number), grown)[0] for number in range(SAMPLES)
+                    self.sample((name, number), *self.some(random, kind, number), grown, regime=name)[0]
+                    for number in range(FEW_SAMPLES if self.many else SAMPLES)
                 ]
                 runs[name] = base, longer, samples
                 dimensions += [sample.dimensions for sample in (base, *samples)]
@@ -145,7 +225,7 @@ class Learner:
         config = dict(self.base)
         return ImageVariant(
             kernel=self.report.spec.kernel,
-            options={**options_of(config, self.defaults), **vision_options(config, self.vision)},
+            options={**options_of(config, self.defaults), **tower_in(config).options(config, self.vision)},
             structure=self.design.structure,
             tower=self.tower,
             decoder=self.decoder,
@@ -156,17 +236,17 @@ class Learner:
 
     def check(self, variant: ImageVariant, random: Random) -> None:
         """Holds deep runs of unseen configurations against their own traces."""
-        for kind in BASES:
-            for grown in GROWN:
-                for number in range(CHECKS):
-                    windows, batch = self.some(random, kind, number)
-                    _, report, design, media, point, expected = self.sample(
-                        ("check", number, kind, grown), windows, batch, grown, deep=True
-                    )
-                    made = variant.at(design, media, point, loaded_of(report.tree))
-                    mine, whole = made.at(point), fixed(expected).at(point)
-                    if (mine.events, mine.stages, mine.kept) != (whole.events, whole.stages, whole.kept):
-                        raise NoPattern(f"{windows} {batch} {grown}: another run")
+        for kind, grown in product(self.kinds, self.steps):
+            for name, number in product(self.regimes(kind, grown), range(FEW_CHECKS if self.many else CHECKS)):
+                windows, batch = self.some(random, kind, number)
+                _, report, design, media, run, expected = self.sample(
+                    ("check", number, kind, grown), windows, batch, grown, deep=True, regime=name
+                )
+                point = point_of(run)
+                made = variant.at(design, media, point, loaded_of(report.tree), cudnn=has_cudnn_attention(run.gpu))
+                mine, whole = made.at(point), fixed(expected).at(point)
+                if (mine.events, mine.stages, mine.kept) != (whole.events, whole.stages, whole.kept):
+                    raise NoPattern(f"{windows} {batch} {name}: another run")
 
 
 def main() -> None:
@@ -175,10 +255,14 @@ def main() -> None:
         defaults, vision = defaults_of(next(bases(model_type))), defaults_of_tower(model_type)
         variants: list[ImageVariant] = []
         for base in bases(model_type, varied=False):
-            learner = Learner(base, defaults, vision)
+            try:
+                learner = Learner(base, defaults, vision)
+            except NotCovered:
+                continue
             if any(
                 variant.structure == learner.design.structure
                 and set(around(learner.design.tower)) <= set(around(variant.tower))
+                and set(around(learner.design.decoder)) <= set(around(variant.decoder))
                 for variant in variants
             ):
                 continue

@@ -98,24 +98,49 @@ class Loop:
         return (self.stop - self.begin) // len(self.block)
 
 
-def loops(axis: str, base: Sequence[Token], longer: Sequence[Token]) -> Iterator[Loop]:
-    """Where a block repeats, with all of its repetitions in `base`, and so rotated that it begins with a request if it can."""
+def loops(axis: str, base: Sequence[Token], longer: Sequence[Token], more: int = 1) -> Iterator[Loop]:
+    """Where a block repeats, with all of its repetitions in `base`, and so rotated that it begins with a request if it can.
+
+    more: how many more of the axis `longer` has.
+    """
     for insertion in insertions(base, longer):
-        block, size = insertion.block, len(insertion.block)
-        if axis == "windows":  # of which one more image has several
-            size = next(part for part in range(1, size + 1) if block[:part] * (size // part) == block)
-            block = block[:size]
-        stream = [*base[: insertion.at], *block, *base[insertion.at :]]
-        first, last = insertion.at, insertion.at + size  # in stream, of what has the period
-        while first and stream[first - 1] == stream[first - 1 + size]:
-            first -= 1
-        while last < len(stream) and stream[last] == stream[last - size]:
-            last += 1
-        whole = (last - first) // size
-        shifts = range(last - first - whole * size + 1)
-        best = max(shifts, key=lambda shift: (_quality(stream[first + shift : first + shift + size]), -shift))
-        begin = first + best
-        yield Loop(begin, begin + (whole - 1) * size, tuple(stream[begin : begin + size]), axis)
+        yield from _loops(axis, base, insertion, more)
+
+
+def _loops(axis: str, base: Sequence[Token], insertion: Insertion, more: int) -> Iterator[Loop]:
+    """That of what is inserted; or of its parts, where one loop ends and the next begins."""
+    whole = _loop(axis, base, insertion, more)
+    if whole.count or more == len(insertion.block):
+        yield whole
+        return
+    for stop in range(more, len(insertion.block)):
+        first, rest = (Insertion(insertion.at, part) for part in (insertion.block[:stop], insertion.block[stop:]))
+        if _loop(axis, base, first, more).count and (loops := [*_loops(axis, base, rest, more)])[-1].count:
+            yield _loop(axis, base, first, more)
+            yield from loops
+            return
+    yield whole
+
+
+def _loop(axis: str, base: Sequence[Token], insertion: Insertion, more: int) -> Loop:
+    block, size = insertion.block, len(insertion.block)
+    if size % more == 0 and block[: size // more] * more == block:
+        size //= more
+        block = block[:size]
+    if axis == "windows":  # of which one more image has several
+        size = next(part for part in range(1, size + 1) if block[:part] * (size // part) == block)
+        block = block[:size]
+    stream = [*base[: insertion.at], *block, *base[insertion.at :]]
+    first, last = insertion.at, insertion.at + size  # in stream, of what has the period
+    while first and stream[first - 1] == stream[first - 1 + size]:
+        first -= 1
+    while last < len(stream) and stream[last] == stream[last - size]:
+        last += 1
+    whole = (last - first) // size
+    shifts = range(last - first - whole * size + 1)
+    best = max(shifts, key=lambda shift: (_quality(stream[first + shift : first + shift + size]), -shift))
+    begin = first + best
+    return Loop(begin, begin + (whole - 1) * size, tuple(stream[begin : begin + size]), axis)
 
 
 def _quality(block: Sequence[Token]) -> tuple[bool, bool]:

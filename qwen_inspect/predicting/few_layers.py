@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from ..results.model import Report
 from ..results.timeline import Timeline
 from ..spec import Module, each_module
+from ..tracing.towers import ADDING
 from ..typed import Any
 from ..values import replace
 from .composition import composed_of
@@ -16,7 +17,6 @@ from .segments import fixed
 from .shallow_training import TOWERS, stack_of
 
 FEWEST = 4  # layers: first, two alike, last
-ADDING = "deepstack_visual_indexes"
 
 
 def traced_in_few_layers(report: Report, config: Mapping[str, Any], request: Any, point: Point) -> Timeline | None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..results.media import Media
+from ..tracing.kernels import BIAS_ALIGNMENT
 
 
-def numbers_of(media: Media, batch: int, prompt_tokens: int, total_tokens: int) -> dict[str, int]:
-    """Of the whole run. images, patches, tokens: of all sequences. text: tokens behind a sequence's last image."""
+def numbers_of(media: Media, batch: int, prompt_tokens: int, total_tokens: int, *, batched: bool) -> dict[str, int]:
+    """Of the whole run. images, patches, tokens: of all sequences. text: tokens behind a sequence's last image. batched: whether
+    those of all sequences are told apart from those of one.
+    """
     grids = [item.shape.grid[1:] for item in media.items]
     of_one = {
         "one": 1,
@@ -23,13 +26,25 @@ def numbers_of(media: Media, batch: int, prompt_tokens: int, total_tokens: int) 
     images = batch * len(grids)
     return {
         **of_one,
-        **{f"batch {name}": batch * number for name, number in of_one.items() if batch > 1},
+        **{f"batch {name}": batch * number for name, number in of_one.items() if batched},
         "images": images,
         "images and one": images + 1,
         "patches": batch * sum(rows * columns for rows, columns in grids),
         "tokens": batch * media.tokens,
         "side": max(map(max, grids)),
     }
+
+
+def mask_rows(media: Media, batch: int, prompt_tokens: int, masked: str) -> int:
+    """Rows of a mask, which are as long. masked: as in a `Tower`."""
+    return batch * sum(item.shape.patches for item in media.items) if masked == "patches" else prompt_tokens
+
+
+def masks_of(media: Media, batch: int, prompt_tokens: int, masked: str) -> dict[str, int]:
+    """Elements of all masks, as they are and with padded rows."""
+    rows, masks = mask_rows(media, batch, prompt_tokens, masked), 1 if masked == "patches" else batch
+    padded = rows + -rows % BIAS_ALIGNMENT
+    return {"mask": masks * rows**2, "padded mask": masks * rows * padded}
 
 
 def images_of(media: Media, side: int = 0) -> list[dict[str, int]]:
@@ -42,6 +57,14 @@ def images_of(media: Media, side: int = 0) -> list[dict[str, int]]:
             numbers["places"] = (rows // 2 // side + 1) * (columns // 2 // side + 1)
         found.append(numbers)
     return found
+
+
+def stacked_of(media: Media) -> tuple[dict[str, int], list[dict[str, int]]]:
+    """Numbers of the canvas in which all images are, and of each image that is narrower than it."""
+    grids = [item.shape.grid[1:] for item in media.items]
+    height, width = (max(sides) for sides in zip(*grids, strict=True))
+    narrow = [image for image in images_of(media) if image["columns"] < width]
+    return {"canvas": height * width, "canvases": len(grids) * height * width}, narrow
 
 
 def windows_of(media: Media, side: int) -> tuple[dict[str, int], list[dict[str, int]]]:

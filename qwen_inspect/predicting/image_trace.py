@@ -7,39 +7,39 @@ images too small for all that a larger one does, and a prompt without text behin
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 
 from ..errors import UnsupportedError
+from ..results.attention import LayerAttention
 from ..results.media import Media
 from ..results.memory import Run
 from ..results.model import Report
 from ..results.timeline import Stage, Timeline
 from ..spec import each_module
+from ..tracing.kernels import BIAS_ALIGNMENT, WIDE_HEAD_DIM
+from ..tracing.towers import ADDING, DEPTHS, FULL
 from ..typed import Any, NamedTuple
 from ..values import dataclass, replace
 from .composition import composed_of
 from .family_trace import Loaded, NotCovered, Variables, loaded_of
 from .few_layers import around, tower_of
-from .image_numbers import images_of, numbers_of, windows_of
+from .image_numbers import images_of, mask_rows, masks_of, numbers_of, stacked_of, windows_of
+from .image_towers import ABSENT, Tower, tower_in
 from .kept_trace import KeptTrace, Point
-from .outline import TOWERS, UNRELATED, Outline, options_of, structure_of
+from .outline import TOWERS, Outline, options_of, structure_of
+from .outline import regime_of as sides_of
 from .repeats import Program
 from .scans import FLASH_HEAD_DIM
 from .shallow_training import stack_of
-
-FULL, ADDING = "fullatt_block_indexes", "deepstack_visual_indexes"
-SIZES = ("num_heads", "spatial_merge_size", "patch_size", "temporal_patch_size", "window_size")  # that no tensor shows
-# Of a tower's configuration, what changes nothing that a run takes, and what the tensors show.
-SHOWN = UNRELATED | {
-    *SIZES, FULL, ADDING, "depth", "embed_dim", "hidden_size", "in_channels", "mlp_ratio",
-    "num_position_embeddings", "out_hidden_size", "tokens_per_second",
-}  # fmt: skip
+from .workspaces import has_cudnn_attention
 
 
 class Design(NamedTuple):
     """A model that sees. structure: of decoder and tower, as text. tower, decoder: what each of their layers does, and the name
-    of the module that has them. window: rows and columns of merged tokens in a window of the tower, 0 if it has none.
+    of the module that has them. window: rows and columns of merged tokens in a window of the tower, 0 if it has none. thresholds:
+    as in an `Outline`. known: what is known of such towers.
     """
 
     structure: str
@@ -49,58 +49,65 @@ class Design(NamedTuple):
     decoder: tuple[Hashable, ...]
     decoder_stack: str
     window: int
+    known: Tower
+    thresholds: tuple[tuple[str, int], ...] = ()
 
 
 def design_of(report: Report, outline: Outline, defaults: Mapping[str, Any]) -> Design:
     """defaults: of the tower's configuration, in the class. NotCovered for other towers than are known here."""
-    vision = _vision_of(report.config or {}, defaults)
-    sizes = tuple(vision.get(key) or 0 for key in SIZES)
+    known = tower_in(report.config or {})
+    vision = known.settings(report.config or {}, defaults)
+    sizes = tuple(vision.get(key) or 0 for key in known.sizes)
     full, adding = (vision.get(key) or () for key in (FULL, ADDING))
-    towers = [module for _, module in each_module(report.tree) if module.name in TOWERS]
-    containers = [module for _, module in each_module(towers[0]) if module.name == "blocks"] if towers else []
-    if len(set(outline.layers)) != 1 or len(towers) != 1 or len(containers) != 1:
+    depth: Any = next((vision[key] for key in DEPTHS if key in vision), None)
+    layers = {layer.structure: layer for layer in reversed(outline.layers)}  # one of each kind
+    kinds = [*dict.fromkeys(layer.structure for layer in outline.layers)]
+    if len(set(outline.layers)) != len(kinds) or not all(type(size) is int for size in (*sizes, *full, *adding, depth)):
         raise NotCovered
-    dtype = report.spec.dtype
-    ways = {structure_of(block, dtype) for block in containers[0].children}
-    if len(ways) != 1 or not all(type(size) is int for size in (*sizes, *full, *adding)):
-        raise NotCovered
-    depth = sum(block.repeats for block in containers[0].children)
     stacks = tower_of(report.tree, depth), stack_of(report.tree, len(outline.layers))
-    heads, merged, side, _, window = sizes
-    if None in stacks or not (heads and merged and side):
+    modules = dict(each_module(report.tree))
+    towers = [module for module in modules.values() if module.name in TOWERS]
+    if None in stacks or not all(size for key, size in zip(known.sizes, sizes, strict=True) if key not in ABSENT):
         raise NotCovered
-    around_blocks, block = structure_of(towers[0], dtype, without=containers[0]), ways.pop()
-    width = block.dimensions[0]
-    path = width // heads % 8 > 0, width // heads > FLASH_HEAD_DIM, width % heads > 0
-    layer = outline.layers[0]
+    container, dtype = modules[str(stacks[0])], report.spec.dtype
+    ways = {structure_of(block, dtype) for block in container.children}
+    if len(ways) != 1:
+        raise NotCovered
+    parts = [*(structure_of(tower, dtype, without=container) for tower in towers), ways.pop()]
+    width, heads = parts[-1].dimensions[0], sizes[0]
+    path: tuple[bool, ...] = width // heads % 8 > 0, width // heads > FLASH_HEAD_DIM, width % heads > 0
+    if known.masked:
+        path += tuple(width > WIDE_HEAD_DIM for width in (width // heads, *_head_dims(report)))
+        path += tuple(tokens % BIAS_ALIGNMENT > 0 for _, tokens in outline.thresholds)
+    side = vision.get("spatial_merge_size", 0) * vision.get("patch_size", 0)
     return Design(
-        structure=" ".join(
-            (outline.outside.structure, layer.structure, around_blocks.structure, block.structure, repr(path))
-        ),
+        structure=" ".join((outline.outside.structure, *kinds, *(part.structure for part in parts), repr(path))),
         dimensions=(
             *outline.outside.dimensions,
-            *layer.dimensions,
-            *around_blocks.dimensions,
-            *block.dimensions,
+            *chain.from_iterable(layers[kind].dimensions for kind in kinds),
+            *chain.from_iterable(part.dimensions for part in parts),
             *sizes,
         ),
         tower=tuple((layer in full, [*adding].index(layer) if layer in adding else None) for layer in range(depth)),
         tower_stack=str(stacks[0]),
-        decoder=tuple(min(layer, len(adding) + 1) for layer in range(len(outline.layers))),
+        decoder=_decoder_of([kinds.index(layer.structure) for layer in outline.layers], len(adding) + 1),
         decoder_stack=str(stacks[1]),
-        window=window // (merged * side),
+        window=(vision.get("window_size") or 0) // side if side else 0,
+        known=known,
+        thresholds=outline.thresholds,
     )
 
 
-def _vision_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    vision = config.get("vision_config")
-    return {**defaults, **vision} if isinstance(vision, Mapping) else {**defaults}
+def _decoder_of(kinds: Sequence[int], adding: int) -> tuple[Hashable, ...]:
+    """What each of the decoder's layers does. adding: those that may do something with features of the tower."""
+    places = [min(layer, adding) for layer in range(len(kinds))]
+    return tuple(places) if len({*kinds}) == 1 else tuple(zip(kinds, places, strict=True))
 
 
-def vision_options(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What a configuration sets otherwise than the tower's class, of what a design does not show."""
-    vision = _vision_of(config, defaults)
-    return {key: vision[key] for key, value in defaults.items() if key not in SHOWN and vision[key] != value}
+def _head_dims(report: Report) -> Iterator[int]:
+    """Of the decoder's layers, one after another as they differ."""
+    widths = [layer.head_dim for layer in report.attention.by_config if isinstance(layer, LayerAttention)]
+    yield from dict.fromkeys(widths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +123,15 @@ class ImageVariant:
     variables: Variables
     programs: Mapping[str, Program]
 
-    def at(self, design: Design, media: Media, point: Point, loaded: Loaded) -> KeptTrace:
-        """The run of a design with this structure, all sizes in bytes; NotCovered for other workloads than were learnt from."""
-        regime = regime_of(media, point)
-        if regime not in self.programs or not is_covered(media, point, self.least):
+    def at(self, design: Design, media: Media, point: Point, loaded: Loaded, *, cudnn: bool) -> KeptTrace:
+        """The run of a design with this structure, all sizes in bytes; NotCovered for other workloads than were learnt from.
+
+        cudnn: as in a `TraceRequest`.
+        """
+        regime = regime_of(media, point, design, cudnn=cudnn)
+        if regime not in self.programs or not is_covered(media, point, self.least, design.known):
             raise NotCovered
-        numbers, items = workload_of(media, point, design.window)
+        numbers, items = workload_of(media, point, design)
         few = self.programs[regime].run(self.variables.values(design.dimensions), numbers, items)
         try:
             tower = composed_of(few, around(self.tower), around(design.tower), design.tower_stack)
@@ -131,11 +141,11 @@ class ImageVariant:
         return _after_loading(whole, loaded)
 
 
-def is_covered(media: Media, point: Point, least: int) -> bool:
+def is_covered(media: Media, point: Point, least: int, known: Tower) -> bool:
     """least: rows and columns of merged tokens that each image must have."""
     grids = [item.shape.grid for item in media.items]
     return (
-        1 in (point.batch, len(media.items))
+        (known.sided or 1 in (point.batch, len(media.items)))
         and media.pixel_dtype == "float32"
         and point.prompt_tokens > media.least_tokens
         and all(item.kind == "image" and item.shape.grid[0] == 1 for item in media.items)
@@ -143,21 +153,49 @@ def is_covered(media: Media, point: Point, least: int) -> bool:
     )
 
 
-def regime_of(media: Media, point: Point) -> str:
-    """Whether there is one image, several in a sequence, or one in each of several; and whether the cache grows before the last
-    step, is as long as the prompt's, or has no step.
+def regime_of(media: Media, point: Point, design: Design, *, cudnn: bool) -> str:
+    """Whether there is one image, several in a sequence, or one in each of several, which is the same to a tower that fixes their
+    sides; whether the cache grows before the last step,
+    is as long as the prompt's, or has no step; on which sides of its thresholds the workload is; which kernel takes a mask, and
+    whether it pads the mask's rows.
     """
-    images = "several" if len(media.items) > 1 else "one" if point.batch == 1 else "batch"
-    return f"{images}, {('no step', 'first step', 'grown')[min(point.total_tokens - point.prompt_tokens, 2)]}"
+    images = (
+        "several"
+        if len(media.items) > 1
+        else "one"
+        if point.batch == 1
+        else "several"
+        if design.known.sided
+        else "batch"
+    )
+    step = ("no step", "first step", "grown")[min(point.total_tokens - point.prompt_tokens, 2)]
+    sides = sides_of(design.thresholds, point, singles=0)
+    return ", ".join(filter(None, [images, step, sides, _mask_of(media, point, design.known.masked, cudnn=cudnn)]))
+
+
+def _mask_of(media: Media, point: Point, masked: str, *, cudnn: bool) -> str:
+    if not masked or cudnn:
+        return "cudnn" if masked else ""
+    return (
+        "padded rows" if mask_rows(media, point.batch, point.prompt_tokens, masked) % BIAS_ALIGNMENT else "whole rows"
+    )
 
 
 def workload_of(
-    media: Media, point: Point, window: int
+    media: Media, point: Point, design: Design
 ) -> tuple[dict[str, int], dict[str, Sequence[Mapping[str, int]]]]:
     """The numbers of a run, and those of each image and window."""
-    numbers = numbers_of(media, point.batch, point.prompt_tokens, point.total_tokens)
+    window = design.window
+    numbers = numbers_of(
+        media, point.batch, point.prompt_tokens, point.total_tokens, batched=point.batch > 1 or design.known.sided
+    )
+    if design.known.masked:
+        numbers |= masks_of(media, point.batch, point.prompt_tokens, design.known.masked)
     whole = replace(media, items=media.items * point.batch)
     items: dict[str, Sequence[Mapping[str, int]]] = {"images": images_of(whole, window)}
+    if design.known.stacked:
+        of_all, items["narrow"] = stacked_of(whole)
+        numbers |= of_all
     if window:
         of_all, items["windows"] = windows_of(whole, window)
         numbers |= of_all
@@ -189,11 +227,14 @@ class ImageTrace:
     def at(self, report: Report, outline: Outline, run: Run) -> Timeline | None:
         """The run on CUDA; None if it is not covered."""
         generates = run.mode == "generate" and run.cache == "dynamic" and not run.padded and run.autocast is None
+        config = report.config or {}
         if run.media is None or not generates or run.device == "cpu":
             return None
-        config = report.config or {}
-        options = {**options_of(config, self.defaults), **vision_options(config, self.vision_defaults)}
-        point = Point(run.batch, run.prompt_tokens, run.cached_tokens)
+        tower = tower_in(config)
+        if not tower.sees(config, run.media):
+            return None
+        options = {**options_of(config, self.defaults), **tower.options(config, self.vision_defaults)}
+        point, cudnn = Point(run.batch, run.prompt_tokens, run.cached_tokens), has_cudnn_attention(run.gpu)
         with suppress(NotCovered):
             design = design_of(report, outline, self.vision_defaults)
             loaded = loaded_of(report.tree)
@@ -205,5 +246,5 @@ class ImageTrace:
                 )
                 if same:
                     with suppress(NotCovered):
-                        return variant.at(design, run.media, point, loaded).at(point)
+                        return variant.at(design, run.media, point, loaded, cudnn=cudnn).at(point)
         return None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.image_samples import FAMILIES
-from benchmarks.keep_image_traces import BASES, GROWN, Learner
+from benchmarks.keep_image_traces import Learner
 from benchmarks.keep_traces import report_of
 from benchmarks.structures import bases
 from qwen_inspect.errors import MalformedError
@@ -28,7 +28,7 @@ from ..support.runs import without_torch
 from ..support.turns import in_turn
 from .test_few_layers import numbered
 
-RUNS = [(kind, grown) for grown in GROWN for kind in BASES]
+TURNS = range(9)  # of the runs of a family, spread over all
 
 
 def family(model_type: str) -> ImageTrace:
@@ -37,24 +37,21 @@ def family(model_type: str) -> ImageTrace:
     return found
 
 
-@pytest.mark.parametrize(("model_type", "run"), in_turn(FAMILIES, RUNS))
-def test_an_unseen_model_with_unseen_images_has_the_run_that_transformers_makes(
-    model_type: str, run: tuple[str, str]
-) -> None:
+@pytest.mark.parametrize(("model_type", "turn"), in_turn(FAMILIES, TURNS))
+def test_an_unseen_model_with_unseen_images_has_the_run_that_transformers_makes(model_type: str, turn: int) -> None:
     """Random sizes, layers and images: one, several of different sizes, or one in each of several sequences."""
-    kind, grown = run
     trace = family(model_type)
     learner = Learner(next(bases(model_type)), trace.defaults, trace.vision_defaults)
-    windows, batch = learner.some(Random(f"{model_type} {run}"), kind, 9)
-    _, report, _, media, point, theirs = learner.sample(("unseen", run), windows, batch, grown, deep=True)
-    asked = Run(
-        media=media,
-        batch=batch,
-        prompt_tokens=point.prompt_tokens,
-        new_tokens=point.total_tokens - point.prompt_tokens + 1,
-        attention=report.spec.kernel,
-    )
-    found = sources.image_trace(report, asked)
+    runs = [
+        (kind, grown, regime)
+        for grown in learner.steps
+        for kind in learner.kinds
+        for regime in learner.regimes(kind, grown)
+    ]
+    kind, grown, regime = runs[len(runs) * turn // len(TURNS)]
+    windows, batch = learner.some(Random(f"{model_type} {regime}"), kind, 9)
+    _, report, _, _, run, theirs = learner.sample(("unseen", regime), windows, batch, grown, deep=True, regime=regime)
+    found = sources.image_trace(report, run)
     assert found is not None
     assert numbered(found[0]) == numbered(theirs)
 
