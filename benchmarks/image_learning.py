@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -137,9 +136,9 @@ class Sizes:
 
     samples: Sequence[Sample]
     variables: Variables
+    found: dict[str, dict[Size, None]]
     known: dict[Any, Size | None] = field(default_factory=dict)
     tables: dict[Any, list[dict[int, Part]]] = field(default_factory=dict)
-    found: dict[str, dict[Size, None]] = field(default_factory=lambda: defaultdict(dict))
 
     def __post_init__(self) -> None:
         self.values = [self.variables.values(sample.dimensions) for sample in self.samples]
@@ -150,7 +149,7 @@ class Sizes:
     def number(self, part: Part, each: Occurrence, axis: str) -> int | None:
         sample = self.samples[each.sample]
         if part.item is None:
-            return sample.numbers[part.number]
+            return sample.numbers.get(part.number)
         items = sample.items[axis]
         index = (len(items) - 1 if part.item.from_end else 0) + part.item.step * each.turn + part.item.offset
         return items[index][part.number] if 0 <= index < len(items) else None
@@ -266,12 +265,20 @@ def _key(values: Sequence[int]) -> int:
     return key
 
 
-def learn(base: Sample, longer: Mapping[str, Sample], samples: Sequence[Sample], variables: Variables) -> Program:
-    """NoPattern if a sample does something else, or a size is not found."""
+def learn(
+    base: Sample,
+    longer: Mapping[str, Sample],
+    samples: Sequence[Sample],
+    variables: Variables,
+    known: dict[str, dict[Size, None]],
+) -> Program:
+    """NoPattern if a sample does something else, or a size is not found. known: sizes of other runs, by axis and operator, which
+    are tried first; those of this one are added.
+    """
     shape = shape_of(base, longer)
     samples = [*samples, base, *longer.values()]
     places = iter(occurrences(shape, samples))
-    sizes = Sizes(samples, variables)
+    sizes = Sizes(samples, variables, known)
     made: list[Loop] = []
     stages: list[tuple[str, int]] = []
     for axis, more, block in shape:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, product
 from pathlib import Path
@@ -36,6 +37,7 @@ from qwen_inspect.predicting.image_trace import (
     workload_of,
 )
 from qwen_inspect.predicting.outline import options_of
+from qwen_inspect.predicting.repeats import Program, Size
 from qwen_inspect.predicting.segments import apart, fixed
 from qwen_inspect.predicting.sources import point_of, trace_request
 from qwen_inspect.predicting.workspaces import has_cudnn_attention
@@ -161,7 +163,8 @@ class Learner:
     @property
     def kinds(self) -> Sequence[str]:
         """Of images and sequences that make regimes of their own."""
-        return ("one", "several") if self.design.known.sided else [*BASES]
+        known = self.design.known
+        return ("one", "several") if known.sided and not known.batched else [*BASES]
 
     @property
     def steps(self) -> Sequence[str]:
@@ -179,16 +182,23 @@ class Learner:
         if any(threshold != "window" for threshold, _ in thresholds) or (thresholds and masked == "patches"):
             raise NotCovered
         sides = SIDES[grown] if thresholds else ("",)
+        if thresholds and not masked:  # beyond it there are masks
+            sides = sides[:1]
         for parts in product([kind], [grown], sides, MASKS if masked else ("",)):
             yield ", ".join(filter(None, parts))
 
     def some(self, random: Random, kind: str, number: int) -> tuple[list[tuple[int, int]], int]:
         """Windows of images, and sequences; in the first samples the fewest."""
+        if self.design.known.sided and kind == "one":
+            return [(1, 1)], 1
         if number < 2 and kind == "one":
             return [(1, number + 1)], 1
         count, batch = random.randint(2, 5) if kind == "several" else 1, random.randint(2, 5) if kind == "batch" else 1
-        if self.design.known.sided and kind == "several":
+        if self.design.known.sided and kind != "one":
             count, batch = random.choice([(1, 2), (2, 1), (1, 4), (3, 1), (2, 3), (3, 2)])
+            if self.design.known.batched:
+                batch = batch + 1 if kind == "batch" else 1
+                count = count + 1 if kind == "several" else count
         if self.design.known.stacked and kind == "batch":
             batch = random.choice([3, 5])
         return [(random.randint(1, 4), random.randint(1, 5)) for _ in range(count)], batch
@@ -197,9 +207,10 @@ class Learner:
         """The runs that show what repeats."""
         known = self.design.known
         windows, batch, others = (STACKED if known.stacked else BASES).get(kind, BASES[kind])
-        axes = {"images", "narrow", *(["windows"] if self.design.window else [])}
         if known.sided:  # whose images pass it together
-            axes = set()
+            images, batch = [(1, 1)] * (2 if kind == "several" else 1), 2 if kind == "batch" else 1
+            return self.sample("base", images, batch, grown, regime=regime)[0], {}
+        axes = {"images", "narrow", *(["windows"] if self.design.window else [])}
         longer = {
             axis: self.sample("base", *more, grown, regime=regime)[0] for axis, more in others.items() if axis in axes
         }
@@ -218,9 +229,10 @@ class Learner:
                 runs[name] = base, longer, samples
                 dimensions += [sample.dimensions for sample in (base, *samples)]
         variables = Variables.of_samples(dimensions)
-        programs = {}
+        programs: dict[str, Program] = {}
+        known: dict[str, dict[Size, None]] = defaultdict(dict)
         for name, (base, longer, samples) in runs.items():
-            programs[name] = learn(base, longer, samples, variables)
+            programs[name] = learn(base, longer, samples, variables, known)
             print(f"    {name}: {len(programs[name].loops)}", flush=True)
         config = dict(self.base)
         return ImageVariant(

@@ -146,39 +146,37 @@ def is_covered(media: Media, point: Point, least: int, known: Tower) -> bool:
     grids = [item.shape.grid for item in media.items]
     return (
         (known.sided or 1 in (point.batch, len(media.items)))
-        and media.pixel_dtype == "float32"
+        and media.pixel_dtype == known.pixels
         and point.prompt_tokens > media.least_tokens
-        and all(item.kind == "image" and item.shape.grid[0] == 1 for item in media.items)
+        and all(item.kind == "image" and (known.sided or item.shape.grid[0] == 1) for item in media.items)
         and all(min(rows, columns) >= 2 * least for _, rows, columns in grids)
     )
 
 
 def regime_of(media: Media, point: Point, design: Design, *, cudnn: bool) -> str:
-    """Whether there is one image, several in a sequence, or one in each of several, which is the same to a tower that fixes their
-    sides; whether the cache grows before the last step,
-    is as long as the prompt's, or has no step; on which sides of its thresholds the workload is; which kernel takes a mask, and
-    whether it pads the mask's rows.
+    """Which images there are; whether the cache grows before the last step, is as long as the prompt's, or has no step; on which
+    sides of its thresholds the workload is; which kernel takes a mask, and whether it pads the mask's rows.
     """
-    images = (
-        "several"
-        if len(media.items) > 1
-        else "one"
-        if point.batch == 1
-        else "several"
-        if design.known.sided
-        else "batch"
-    )
     step = ("no step", "first step", "grown")[min(point.total_tokens - point.prompt_tokens, 2)]
     sides = sides_of(design.thresholds, point, singles=0)
-    return ", ".join(filter(None, [images, step, sides, _mask_of(media, point, design.known.masked, cudnn=cudnn)]))
+    mask = _mask_of(media, point, design.known.masked, cudnn=cudnn)
+    return ", ".join(filter(None, [_images_of(media, point, design.known), step, sides, mask]))
+
+
+def _images_of(media: Media, point: Point, known: Tower) -> str:
+    """Whether there is one image, several in a sequence, or one in each of several. Of a tower that fixes their sides whether one
+    passes it or several, as tiles do; and any number in each of several sequences if that is something else.
+    """
+    several = "several" if point.batch == 1 or (known.sided and not known.batched) else "batch"
+    passing = point.batch * sum(item.shape.grid[0] if known.sided else 1 for item in media.items)
+    return "one" if passing == 1 else several
 
 
 def _mask_of(media: Media, point: Point, masked: str, *, cudnn: bool) -> str:
     if not masked or cudnn:
         return "cudnn" if masked else ""
-    return (
-        "padded rows" if mask_rows(media, point.batch, point.prompt_tokens, masked) % BIAS_ALIGNMENT else "whole rows"
-    )
+    rows = mask_rows(media, point.batch, point.prompt_tokens, masked)
+    return "padded rows" if rows % BIAS_ALIGNMENT else "whole rows"
 
 
 def workload_of(
@@ -186,9 +184,8 @@ def workload_of(
 ) -> tuple[dict[str, int], dict[str, Sequence[Mapping[str, int]]]]:
     """The numbers of a run, and those of each image and window."""
     window = design.window
-    numbers = numbers_of(
-        media, point.batch, point.prompt_tokens, point.total_tokens, batched=point.batch > 1 or design.known.sided
-    )
+    batched = point.batch > 1 or design.known.sided
+    numbers = numbers_of(media, point.batch, point.prompt_tokens, point.total_tokens, batched=batched)
     if design.known.masked:
         numbers |= masks_of(media, point.batch, point.prompt_tokens, design.known.masked)
     whole = replace(media, items=media.items * point.batch)

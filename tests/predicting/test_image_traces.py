@@ -64,9 +64,18 @@ def seen(model: str, *sizes: tuple[int, int], **changes: Any) -> tuple[Any, Run]
     return report, sources.with_kernel(replace(run, **changes), report)
 
 
-def test_a_release_has_the_run_that_transformers_makes() -> None:
-    """Of Qwen2.5-VL, whose images have windows that are not full."""
-    report, run = seen("Qwen/Qwen2.5-VL-3B-Instruct", (700, 300), (333, 444))
+@pytest.mark.parametrize(
+    ("model", "sizes", "changes"),
+    [
+        ("Qwen/Qwen2.5-VL-3B-Instruct", [(700, 300), (333, 444)], {}),  # windows that are not full
+        ("google/gemma-3-4b-it", [(1024, 768)], {"gpu": "A100-80GB"}),
+        ("google/gemma-3-4b-it", [(1024, 768), (300, 300)], {"batch": 3, "prompt_tokens": 900}),
+    ],
+)
+def test_a_release_has_the_run_that_transformers_makes(
+    model: str, sizes: list[tuple[int, int]], changes: dict[str, Any]
+) -> None:
+    report, run = seen(model, *sizes, **changes)
     found = sources.image_trace(report, run)
     assert found is not None
     request = sources.trace_request(run)
@@ -100,10 +109,22 @@ def test_images_and_towers_that_no_sample_was_like_are_not_composed() -> None:
         assert sources.image_trace(other, run) is None
 
 
+def test_a_prompt_of_just_the_window_and_images_of_other_sides_are_not_composed() -> None:
+    """Gemma 3's window is 1,024 tokens, and its tower takes images of 896 pixels alone, each of 256 tokens."""
+    report, run = seen("google/gemma-3-4b-it", (300, 200))
+    assert run.media is not None
+    assert sources.image_trace(report, run) is not None
+    assert sources.image_trace(report, replace(run, prompt_tokens=1024)) is None
+    item = run.media.items[0]
+    for changes in ({"grid": (1, 32, 32)}, {"tokens": 64}):
+        other = replace(run.media, items=(replace(item, shape=replace(item.shape, **changes)),))
+        assert sources.image_trace(report, replace(run, media=other)) is None
+
+
 def test_a_plain_install_says_what_images_take_and_what_it_does_not_know() -> None:
     model = "catalog:Qwen/Qwen3-VL-2B-Instruct"
-    shown = without_torch("memory", model, "--image", "640x480", "--lang", "en").stdout
-    assert "Method: traced" in shown
+    for known in (model, "catalog:google/gemma-3-4b-it"):
+        assert "Method: traced" in without_torch("memory", known, "--image", "640x480", "--lang", "en").stdout
     unknown = without_torch("memory", model, "--video", "640x480x4s", "--lang", "en").stdout
     assert "no shipped trace covers this run and torch is not installed" in unknown.splitlines()[0]
 
