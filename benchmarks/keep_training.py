@@ -190,8 +190,13 @@ def groups(model_type: str, defaults: Mapping[str, Any], what: dict[str, Any]) -
     yield from known.values()
 
 
+def is_looped(outline: Outline) -> bool:
+    """Whether a layer has linear attention, whose loop runs over the chunks of a prompt."""
+    return any(kind == "loop" for kind, _ in outline.thresholds)
+
+
 def sampled_tokens(outline: Outline, random: Random) -> int:
-    if any(kind == "chunks" for kind, _ in outline.thresholds):
+    if is_looped(outline):  # of which all other numbers of turns are made but one and two
         whole = CHUNK_TOKENS * random.randint(CHUNK_TURNS, CHUNK_TURNS + 6)
         return random.choice([whole, whole + random.randint(1 - CHUNK_TOKENS, -1)])
     near = [tokens + random.randint(-2, 2) for _, tokens in outline.thresholds]
@@ -254,8 +259,6 @@ def regimes(group: Group, random: Random) -> list[str]:
         for _ in range(10):
             tokens = sampled_tokens(outline, random)
             names |= {regime_of(outline.thresholds, Point(batches[0], tokens, tokens)) for batches in BATCHES}
-    if any(kind == "chunks" for kind, _ in group.outline.thresholds):  # fewer turns are traced when they are asked for
-        names = {name for name in names if str(CHUNK_TURNS) in name.split(", ")}
     return sorted(names)  # several sequences first
 
 
@@ -266,6 +269,7 @@ def learnt(group: Group, random: Random) -> Variant:
     schedules = SCHEDULES[:2] if UNACCUMULATED in sys.argv else SCHEDULES
     for schedule, regime in product(schedules, names):
         is_first = schedule is SCHEDULES[0] and "one sequence" not in regime
+        is_first = is_first and (regime == names[0] or not is_looped(group.outline))
         count = max(SAMPLES, 4 * len(group.configs)) if is_first else MORE_SAMPLES
         configs = islice(cycle(group.configs.values()), 4 * count)
         tries = (

@@ -9,7 +9,7 @@ from itertools import groupby
 
 from ..checkpoint import DType, Tensor
 from ..errors import QwenInspectError, UnsupportedError
-from ..results.attention import AnyLayerAttention, LayerAttention
+from ..results.attention import AnyLayerAttention, LayerAttention, LinearLayerAttention
 from ..results.lora import TrainedTensor
 from ..results.memory import Run
 from ..results.model import Report
@@ -27,7 +27,7 @@ from .outline import TOWERS, Outline, Part, options_of, outline_of
 from .segments import ANY_LAYER, LAYER
 from .training import trained_of
 from .training_plan import Plan, plan_of
-from .training_turns import is_chunked, with_chunks
+from .training_turns import FEWEST_CHUNKS, is_chunked, turns_of_any, with_chunks
 
 LOOP = "gradients and logits dropped"  # the loop that the traces are of: `tracing.steps.train`
 # What of a run is another workload, or another device's: the loop is the same.
@@ -75,7 +75,7 @@ def training_trace(report: Report, plan: Plan) -> KeptTrace | None:
     if not is_chunked(report):
         return whole
     with suppress(UnsupportedError):
-        return with_chunks(whole, run.prompt_tokens)
+        return with_chunks(whole, run.prompt_tokens, turns_of_any(run.prompt_tokens))
     return None
 
 
@@ -180,8 +180,8 @@ def _thresholds(outline: Outline, kernel: str) -> Iterator[tuple[str, int]]:
     """Those that matter in training: from a window's length on there is a mask, which without a fused kernel there always is."""
     for kind, tokens in outline.thresholds:
         if kind == "chunks":  # what is padded to whole chunks is sliced
-            yield "whole", CHUNK_TOKENS
-        if kind != "window":
+            yield from (("whole", CHUNK_TOKENS), ("loop", FEWEST_CHUNKS), ("kernel", tokens))
+        elif kind != "window":
             yield kind, tokens
         elif kernel != "eager":
             yield "mask", tokens
@@ -193,10 +193,14 @@ def _drops_out(config: Mapping[str, Any]) -> bool:
 
 def _of_scratch(layer: AnyLayerAttention, *, repeats: bool) -> tuple[int, ...]:
     """The width of heads in the scratch of attention's backward; and how many query heads share a KV head, if that is repeated
-    for each of them: in float32, beside a 4-bit base; with the mask of a window; and without a fused kernel.
+    for each of them: in float32, beside a 4-bit base; with the mask of a window; and without a fused kernel. Of linear attention
+    how many value heads share a key head, over which the backward sums.
 
-    Source: transformers 5.23, integrations/sdpa_attention.py, use_gqa_in_sdpa; modeling_gemma2.py, eager_attention_forward
+    Source: transformers 5.23, integrations/sdpa_attention.py, use_gqa_in_sdpa; modeling_gemma2.py, eager_attention_forward;
+    modeling_qwen3_5.py, torch_chunk_gated_delta_rule
     """
+    if isinstance(layer, LinearLayerAttention) and layer.value_heads != layer.key_heads:
+        return (layer.value_heads // layer.key_heads,)
     if not isinstance(layer, LayerAttention):
         return ()
     repeats = repeats or layer.window_tokens is not None

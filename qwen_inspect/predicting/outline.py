@@ -201,6 +201,9 @@ def _side(kind: str, tokens: int, point: Point) -> str:
         return "short" if point.prompt_tokens < tokens else ""
     if kind == "turns":
         return f"{point.prompt_tokens} turns" if point.prompt_tokens < tokens else ""
+    if kind == "loop":  # over chunks, of fewer of which a run is another one
+        chunks = -(-point.prompt_tokens // CHUNK_TOKENS)
+        return f"{chunks} chunks" if chunks < tokens else ""
     if kind == "whole":
         return "" if point.prompt_tokens % tokens else WHOLE_CHUNKS
     if kind == "chunk":

@@ -34,7 +34,7 @@ from .optimizer_steps import with_average
 from .segments import fixed
 from .training import trained_of
 from .training_plan import Plan
-from .training_turns import is_chunked, with_chunks
+from .training_turns import FEWEST_CHUNKS, is_chunked, turns_of, with_chunks
 
 TOWERS = re.compile(r"\b(visual|vision|audio|encoder)")
 MOST_OF_ALL = 3, 4  # a shallow model of more of the layers spares too little
@@ -48,7 +48,8 @@ TERMS_OF_SINGLE, TERMS_OF_SEVERAL = (0, 1, 2), (0, 1, 2, 4, 5, 6)  # a training 
 SINGLE_PADDED, SINGLE_WHOLE = ((1, 18), (1, 229), (1, 460), (1, 739)), ((1, 64), (1, 192), (1, 448), (1, 768))
 SEVERAL_PADDED, SEVERAL_WHOLE = ((2, 18), (3, 229), (5, 460), (4, 739)), ((2, 64), (3, 192), (5, 448), (4, 768))
 CHUNKED_TERMS_OF_SINGLE, CHUNKED_TERMS_OF_SEVERAL = (*TERMS_OF_SINGLE, 8), (*TERMS_OF_SEVERAL, 8, 9)
-ALL_TURNS_ABOVE = (CHUNK_TURNS - 1) * CHUNK_TOKENS  # tokens; longer prompts have all turns that a trace has
+FEW_CHUNKS = (FEWEST_CHUNKS - 1) * CHUNK_TOKENS  # tokens of a prompt, of each number of chunks another run
+ALL_TURNS_ABOVE = (CHUNK_TURNS - 1) * CHUNK_TOKENS  # longer prompts have all turns that a trace has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,14 +119,14 @@ def question_of(report: Report, plan: Plan, request: Any, made_by: str) -> Quest
 
 
 def same_events_above(report: Report, run: Run) -> int | None:
-    """`Question.above`: None where attention is not softmax over all tokens or over a window, or linear with few chunks of them,
-    for masks of padding, whose rows are padded, and for positions that are scaled by the length."""
+    """`Question.above`: None where attention is not softmax over all tokens or over a window, or linear with one or two
+    chunks of them, for masks of padding, whose rows are padded, and for positions that are scaled by the length."""
     attention, config = report.known.attention, report.config or {}
     chunked = is_chunked(report)
     of_softmax = [layer for layer in attention.layers if isinstance(layer, LayerAttention)] if attention else []
     if attention is None or (len(of_softmax) < len(attention.layers) and not chunked):
         return None
-    if chunked and run.prompt_tokens <= ALL_TURNS_ABOVE:
+    if chunked and run.prompt_tokens <= FEW_CHUNKS:
         return None
     if (
         run.padded
@@ -139,7 +140,7 @@ def same_events_above(report: Report, run: Run) -> int | None:
     if report.spec.built and _lengths_in(config) - windows:
         return None
     labelled = run.loop.completion_tokens or 0
-    labelled = max(labelled if run.prompt_tokens > labelled else 0, ALL_TURNS_ABOVE if chunked else 0)
+    labelled = max(labelled if run.prompt_tokens > labelled else 0, FEW_CHUNKS if chunked else 0)
     if not windows or run.prompt_tokens > max(windows):
         return max(labelled, max(windows, default=0))
     return labelled if run.prompt_tokens < min(windows) > labelled + SINGLE[-1][1] else None
@@ -158,30 +159,29 @@ def _lengths_in(config: Mapping[str, Any]) -> set[int]:
 
 def composed_trace(question: Question, *, of_any: bool = False) -> KeptTrace | None:
     """`_composed_trace`, with the moving average that is asked for, and linear attention's turns for all chunks of the prompt."""
-    composed = _composed_trace(question, of_any=of_any)
+    composed, turns = _composed_trace(question, of_any=of_any)
     if composed is not None and question.averaged:
         composed = with_average(composed, question.report.tree)
     if composed is None or not is_chunked(question.report):
         return composed
     with suppress(UnsupportedError):
-        return with_chunks(composed, question.asked[1])
+        return with_chunks(composed, question.asked[1], turns)
     return None
 
 
-def _composed_trace(question: Question, *, of_any: bool) -> KeptTrace | None:
-    """The trace of the whole model, kept or composed now; None if its first layers do not stand for all.
+def _composed_trace(question: Question, *, of_any: bool) -> tuple[KeptTrace | None, int]:
+    """The trace of the whole model, kept or composed now, and how many chunks it has; None if its first layers do not stand for
+    all.
 
     Of this run alone, if it is the first of its name; with polynomials for sizes if it is the second, or if `of_any`. Raises what
     a trace raises.
     """
-    kept = _kept(question)
+    kept, of_this = _kept(question), turns_of(question.asked[1])
     if kept is not None and (kept.only is None or (kept.only == question.asked and not of_any)):
-        return _deep(kept)
+        return _deep(kept), CHUNK_TURNS if kept.only is None else of_this
     if question.above is not None and (kept is not None or of_any) and (composed := _of_any(question)) is not None:
-        return composed
-    if of_any:
-        return None
-    return _composed(question, [question.asked])
+        return composed, CHUNK_TURNS
+    return (None if of_any else _composed(question, [question.asked])), of_this
 
 
 def _kept(question: Question) -> ShallowTrace | None:
@@ -196,15 +196,17 @@ def _deep(shallow: ShallowTrace) -> KeptTrace:
 
 @lru_cache(maxsize=4)
 def _of_any(question: Question) -> KeptTrace | None:
-    """The trace with polynomials for sizes, which the asked run checks; None if it has none."""
+    """The trace with polynomials for sizes, which the asked run checks if it has all turns of a trace; None if it has none."""
     assert question.above is not None
     single = question.asked[0] == 1
-    sampled = SINGLE if single else SEVERAL
+    sampled, least = SINGLE if single else SEVERAL, question.above
     if is_chunked(question.report):
         padded, whole = (SINGLE_PADDED, SINGLE_WHOLE) if single else (SEVERAL_PADDED, SEVERAL_WHOLE)
         sampled = padded if question.asked[1] % CHUNK_TOKENS else whole
-    samples = [(batch, question.above // 4 * 4 + tokens) for batch, tokens in sampled]
-    return _composed(question, samples if question.asked in samples else [*samples[:-1], question.asked])
+        least = max(question.above, ALL_TURNS_ABOVE)
+    samples = [(batch, least // 4 * 4 + tokens) for batch, tokens in sampled]
+    checked = [] if question.asked in samples or question.asked[1] <= least else [question.asked]
+    return _composed(question, [*samples[: len(samples) - len(checked)], *checked])
 
 
 def _composed(question: Question, workloads: Sequence[tuple[int, int]]) -> KeptTrace | None:

@@ -2,13 +2,14 @@
 
 A forward keeps tensors of every turn, and the backward goes over the turns from the last to the first. So what a turn frees is
 addressed from its place: so many turns before it in its own loop, or a turn of a forward's loop, counted from the other end.
+The first and the last chunks do otherwise and belong to no loop; the turns between them are added, or taken away.
 Source: transformers 5.23, torch_chunk_gated_delta_rule
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import pairwise
 from operator import itemgetter
 
@@ -24,6 +25,7 @@ from .turns import LINEAR, events_of_a_turn
 
 FORWARD = "forward"
 MOST_EVENTS = 256  # of a turn; a backward has more of them than a forward
+FEWEST_CHUNKS = 3  # of a prompt whose run is that of CHUNK_TURNS turns without some: one or two chunks do other things
 
 
 class Loop(NamedTuple):
@@ -57,13 +59,24 @@ def is_chunked(report: Report) -> bool:
     )
 
 
-def with_chunks(trace: KeptTrace, prompt_tokens: int) -> KeptTrace:
-    """The run with a turn for each chunk of such a prompt, the others in the middle of each loop.
+def turns_of(prompt_tokens: int) -> int:
+    """How many turns a trace of such a prompt has: CHUNK_TURNS at most."""
+    return min(-(-prompt_tokens // CHUNK_TOKENS), CHUNK_TURNS)
 
-    trace: of CHUNK_TURNS turns, or of all if the prompt has fewer. UnsupportedError if its loops are less regular than this.
+
+def turns_of_any(prompt_tokens: int) -> int:
+    """How many turns the trace has that stands for such a prompt and for all others that do the same."""
+    chunks = -(-prompt_tokens // CHUNK_TOKENS)
+    return chunks if chunks < FEWEST_CHUNKS else CHUNK_TURNS
+
+
+def with_chunks(trace: KeptTrace, prompt_tokens: int, turns: int = CHUNK_TURNS) -> KeptTrace:
+    """The run with a turn for each chunk of such a prompt.
+
+    turns: that the trace has. UnsupportedError if its loops are less regular than this, or have fewer turns than are taken away.
     """
-    missing = -(-prompt_tokens // CHUNK_TOKENS) - CHUNK_TURNS
-    if missing <= 0:
+    missing = -(-prompt_tokens // CHUNK_TOKENS) - turns
+    if missing == 0:
         return trace
     modules = {module for _, module, _ in trace.allocations if module.endswith(LINEAR)}
     loops = list(loops_of(trace, modules))
@@ -112,16 +125,27 @@ def loops_of(trace: KeptTrace, modules: Set[str]) -> Iterator[Loop]:
 
 
 class _Turned:
-    """A run of so many more turns, put together loop by loop. The new turns stand in the middle of a loop, and do as it does."""
+    """A run of so many more turns, or fewer, put together loop by loop. They stand in the middle of a loop, or are missing there.
+
+    A turn that is not there, before the first or behind the last, stands for what the trace's first or last turns free of it.
+    """
 
     def __init__(self, trace: KeptTrace, loops: Sequence[Loop], missing: int) -> None:
         self._trace, self._loops, self._missing = trace, loops, missing
+        if any(loop.turns + missing < 0 for loop in loops):
+            raise UnsupportedError("trace_no_period")
         self._place_of = {  # of each request of a loop: the loop, the turn and the place in it
             entry: (number, *divmod(index, loop.events))
             for number, loop in enumerate(loops)
             for index, entry in enumerate(trace.order[loop.first : loop.end])
             if entry >= 0
         }
+        self._rules = [self._freed(number, loop) for number, loop in enumerate(loops)]
+        self._beyond: dict[
+            tuple[int, int, int], int
+        ] = {}  # what stands for a loop's turn that is not there, by place in it
+        for number, loop in enumerate(loops):
+            self._look_beyond(number, loop)
         self._made: dict[tuple[int, int, int], int] = {}  # the request of each loop, turn and place
         self._allocations = list(trace.allocations)
         self._copies: dict[int, list[int]] = defaultdict(list)
@@ -130,22 +154,23 @@ class _Turned:
         trace, order, at = self._trace, list[int](), 0
         for number, loop in enumerate(self._loops):
             order += map(self._outside, trace.order[at : loop.first])
-            freed, middle = self._freed(number, loop), loop.turns // 2
+            early = loop.turns // 2  # the first turn that is counted from the end
             for turn in range(loop.turns + self._missing):
-                like = turn if turn <= middle else max(middle, turn - self._missing)
+                like = turn if turn < early else max(early, turn - self._missing)
                 begin = loop.first + like * loop.events
-                is_new = middle < turn <= middle + self._missing
-                order += self._turn((number, turn), trace.order[begin : begin + loop.events], freed, is_new=is_new)
+                is_new = early < turn <= early + self._missing
+                order += self._turn(number, turn, trace.order[begin : begin + loop.events], is_new=is_new)
             at = loop.end
         order += map(self._outside, trace.order[at:])
-        _check(order)
         made = [entry for entry in order if entry >= 0]
+        self._check(order, made)
         number_of = {request: index for index, request in enumerate(made)}
 
         def numbered(rows: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
             """What a trace says of its requests, and of those made like them."""
             whole = ((request, *row) for entry, *row in rows for request in (entry, *self._copies.get(entry, ())))
-            return tuple(sorted(((number_of[request], *row) for request, *row in whole), key=itemgetter(0)))
+            there = ((number_of[request], *row) for request, *row in whole if request in number_of)
+            return tuple(sorted(there, key=itemgetter(0)))
 
         return replace(
             trace,
@@ -162,11 +187,9 @@ class _Turned:
         """The index of an event between loops in the whole run."""
         return event + sum(self._missing * loop.events for loop in self._loops if loop.end <= event)
 
-    def _turn(
-        self, here: tuple[int, int], entries: Sequence[int], freed: Mapping[int, Freed], *, is_new: bool
-    ) -> Iterator[int]:
-        """here: the loop and the turn. entries: of the trace's turn that this one is like."""
-        loop, turn = here
+    def _turn(self, loop: int, turn: int, entries: Sequence[int], *, is_new: bool) -> Iterator[int]:
+        """entries: of the trace's turn that this one is like."""
+        rules = self._rules[loop]
         for place, entry in enumerate(entries):
             if entry >= 0:
                 request = entry
@@ -177,13 +200,18 @@ class _Turned:
                 self._made[loop, turn, place] = request
                 yield request
                 continue
-            found = None
-            if (rule := freed.get(place)) is not None:
-                target = rule.turn + self._missing - turn if rule.mirrored else turn - rule.turn
-                found = self._made.get((rule.loop, target, rule.place))
-            if found is None and is_new:
-                raise UnsupportedError("trace_no_period")
-            yield self._outside(entry) if found is None else -1 - found
+            rule = rules[place]
+            target = rule.turn + self._missing - turn if rule.mirrored else turn - rule.turn
+            yield -1 - self._request_at(rule.loop, target, rule.place)
+
+    def _request_at(self, loop: int, turn: int, place: int) -> int:
+        """The request of a turn, or what stands for it."""
+        turns = self._loops[loop].turns + self._missing
+        known = self._made if 0 <= turn < turns else self._beyond
+        found = known.get((loop, turn if turn < turns else turn - self._missing, place))
+        if found is None:
+            raise UnsupportedError("trace_no_period")
+        return found
 
     def _outside(self, entry: int) -> int:
         """An event outside of the loops, which frees something of the first turns or of the last ones, or nothing of them."""
@@ -191,33 +219,50 @@ class _Turned:
             return entry
         loop, turn, number = place
         late = turn >= self._loops[loop].turns // 2
-        return -1 - self._made[loop, turn + self._missing if late else turn, number]
+        return -1 - self._request_at(loop, turn + self._missing if late else turn, number)
 
     def _freed(self, number: int, loop: Loop) -> dict[int, Freed]:
-        """By place in the turn: what is freed there, where it is of a loop. UnsupportedError if turns differ in that."""
+        """By place in the turn: what is freed there, a request of a loop. UnsupportedError if turns differ in that."""
         rules: dict[int, Freed] = {}
-        for turn in range(loop.turns):
-            begin = loop.first + turn * loop.events
-            for place, entry in enumerate(self._trace.order[begin : begin + loop.events]):
-                if entry < 0 and (target := self._place_of.get(-1 - entry)) is not None:
-                    other, at, there = target
-                    rule = Freed(other, there, turn + (at if other != number else -at), other != number)
-                    if rules.setdefault(place, rule) != rule:
-                        raise UnsupportedError("trace_no_period")
+        for turn, place, entry in self._frees(loop):
+            if (target := self._place_of.get(entry)) is not None:
+                other, at, there = target
+                rule = Freed(other, there, turn + (at if other != number else -at), other != number)
+                if rules.setdefault(place, rule) != rule:
+                    raise UnsupportedError("trace_no_period")
+        if any(place not in rules for _, place, _ in self._frees(loop)):
+            raise UnsupportedError("trace_no_period")
         return rules
 
+    def _frees(self, loop: Loop) -> Iterator[tuple[int, int, int]]:
+        """Turn, place and request of each free of the trace's loop."""
+        for index, entry in enumerate(self._trace.order[loop.first : loop.end]):
+            if entry < 0:
+                yield (*divmod(index, loop.events), -1 - entry)
 
-def _check(order: Sequence[int]) -> None:
-    """UnsupportedError unless each request is made once, and freed once at most and then."""
-    alive: set[int] = set()
-    made: set[int] = set()
-    for entry in order:
-        if entry >= 0:
-            if entry in made:
+    def _look_beyond(self, number: int, loop: Loop) -> None:
+        """Learns what the loop's turns free that is of no loop, where they would free something of a turn that is not there."""
+        for turn, place, entry in self._frees(loop):
+            if entry in self._place_of:
+                continue
+            rule = self._rules[number][place]
+            target = rule.turn - turn if rule.mirrored else turn - rule.turn
+            key = rule.loop, target, rule.place
+            if 0 <= target < self._loops[rule.loop].turns or self._beyond.setdefault(key, entry) != entry:
                 raise UnsupportedError("trace_no_period")
-            made.add(entry)
-            alive.add(entry)
-        elif -1 - entry in alive:
-            alive.remove(-1 - entry)
-        else:
+
+    def _check(self, order: Sequence[int], made: Sequence[int]) -> None:
+        """UnsupportedError unless each request is made once, and freed once and then, if the trace frees those like it."""
+        alive: set[int] = set()
+        for entry in order:
+            if entry >= 0 and entry not in alive:
+                alive.add(entry)
+            elif entry < 0 and -1 - entry in alive:
+                alive.remove(-1 - entry)
+            else:
+                raise UnsupportedError("trace_no_period")
+        like = {copy: entry for entry, copies in self._copies.items() for copy in copies}
+        freed = {-1 - entry for entry in self._trace.order if entry < 0}
+        left = {like.get(entry, entry) for entry in made} - freed
+        if len({*made}) < len(made) or {like.get(entry, entry) for entry in alive} != left:
             raise UnsupportedError("trace_no_period")

@@ -92,11 +92,14 @@ def test_a_second_workload_gives_all_others(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("tokens", [(530, 700, 1187), (576, 640, 960)])  # whose last chunk is padded, and is not
+# Whose last chunk is padded, and is not; the last prompts have more chunks than a trace, or fewer.
+@pytest.mark.parametrize(
+    "tokens", [(530, 700, 1187), (576, 640, 960), (530, 150, 331), (200, 150, 429), (576, 192, 256)]
+)
 def test_a_second_workload_gives_all_others_of_linear_attention(
     tokens: tuple[int, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The turns of each length's chunks are added to the eight that were traced."""
+    """The turns of each length's chunks are added to the eight that were traced, or are taken from them."""
     path = str(write_config(tmp_path, of_depth(FAMILIES["qwen3_5"], 14)))
     *traced, other = tokens
     for prompt_tokens in traced:

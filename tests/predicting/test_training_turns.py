@@ -12,7 +12,7 @@ from qwen_inspect.architectures import architecture_of
 from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.predicting.kept_trace import CHUNK_TOKENS, Point
 from qwen_inspect.predicting.shallow_training import constant
-from qwen_inspect.predicting.training_turns import loops_of, with_chunks
+from qwen_inspect.predicting.training_turns import FEWEST_CHUNKS, loops_of, with_chunks
 from qwen_inspect.predicting.turns import LINEAR
 from qwen_inspect.results.timeline import Timeline
 from qwen_inspect.tracing import CHUNK_TURNS
@@ -52,9 +52,34 @@ def test_a_run_with_turns_added_is_that_of_all_turns(family: str, options: Mappi
     assert turned.sums == same.at(Point(1, TOKENS, TOKENS)).sums
 
 
-def test_few_chunks_have_no_turn_to_add() -> None:
-    few = constant(traced("qwen3_5", prompt_tokens=2 * CHUNK_TOKENS, few_chunks=True))
-    assert with_chunks(few, 2 * CHUNK_TOKENS) is few
+@pytest.mark.parametrize(
+    ("family", "chunks", "options"),
+    [
+        ("qwen3_5", FEWEST_CHUNKS, {}),
+        pytest.param("qwen3_5", 4, {"steps": 2, "batch": 2}, marks=pytest.mark.exhaustive),
+        pytest.param("qwen3_next", FEWEST_CHUNKS, {"checkpointing": True}, marks=pytest.mark.exhaustive),
+        pytest.param(
+            "qwen3_next", 5, {"lora": Adapters(rank=3, targets=("all-linear",))}, marks=pytest.mark.exhaustive
+        ),
+        pytest.param("qwen3_5_moe", CHUNK_TURNS - 1, {"accumulate": 2}, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_run_with_turns_taken_away_is_that_of_few_turns(family: str, chunks: int, options: Mapping[str, Any]) -> None:
+    """But for the sizes, which are those of the longer prompt."""
+    tokens = chunks * CHUNK_TOKENS - 11
+    whole = constant(traced(family, prompt_tokens=tokens, **options))
+    few = with_chunks(constant(traced(family, prompt_tokens=TOKENS, few_chunks=True, **options)), tokens)
+    assert (few.stages, few.order) == (whole.stages, whole.order)
+    assert [made for _, *made in few.allocations] == [made for _, *made in whole.allocations]
+    assert [entry for entry, *_ in few.sums] == [entry for entry, *_ in whole.sums]
+
+
+def test_one_and_two_chunks_are_other_runs() -> None:
+    few = constant(traced("qwen3_5", prompt_tokens=TOKENS, few_chunks=True))
+    for chunks in range(1, FEWEST_CHUNKS):
+        with pytest.raises(UnsupportedError):
+            with_chunks(few, chunks * CHUNK_TOKENS)
+    assert with_chunks(few, CHUNK_TURNS * CHUNK_TOKENS) is few
 
 
 def test_turns_that_differ_are_refused() -> None:

@@ -153,12 +153,14 @@ def _several_cards(demand: TransformersDemand, report: Report, run: Run, gpu: Gp
 
 
 def _larger_cards(demand: TransformersDemand, report: Report, run: Run, gpu: Gpu) -> Iterator[Alternative[Run]]:
-    """Each larger card, without those that cannot hold what every such run keeps, but for the largest; predicted once for cards
-    that a prediction does not tell apart."""
+    """Each larger card, without those that cannot hold what every such run keeps, or this one has at once, but for the largest;
+    predicted once for cards that a prediction does not tell apart."""
     requirements: dict[object, Requirement] = {}
     cards = gpus.larger(gpu)
     for card in [*(card for card in cards[:-1] if card.room_bytes >= demand.kept_bytes), *cards[-1:]]:
         on_card = TransformersDemand(report, run, card)
+        if card.room_bytes < on_card.least_like(demand) and card is not cards[-1]:
+            continue
         if on_card.card_facts not in requirements:
             try:
                 requirements[on_card.card_facts] = on_card.total_like(demand)

@@ -142,10 +142,12 @@ class TransformersDemand(Demand):
         if is_same and self.report is other.report and quantised is None and run.mode != "train":
             required = other.requirement(run.batch, run.prompt_tokens)
             return replace(required, context_low_bytes=low, context_high_bytes=high)
+        if run.mode == "train":
+            return self._trained_like(other) if is_same and self.report is other.report else self._required
         is_composed = other.traced is not None or other._composed(run.batch, run.prompt_tokens) is not None
         exploration = other._explored(other.run if is_same else run) if is_composed else None
         if exploration is None:
-            return self.requirement(run.batch, run.prompt_tokens)
+            return self._required
         scratch_bytes = None
         if quantised is not None:
             fixed_bytes, token_bytes, _ = scratch_of(self.report, run)
@@ -157,6 +159,29 @@ class TransformersDemand(Demand):
             whole=quantised is None,
             more_bytes=scratch_bytes,
         )
+
+    def least_like(self, other: TransformersDemand) -> int:
+        """A lower bound of what the run as requested reserves, from a search of it on another card, if that was of the same
+        kernels; else 0."""
+        if self.report is not other.report or _kernels_of(self.run) != _kernels_of(other.run):
+            return 0
+        traced = other._trained_at(self.run.batch, self.run.prompt_tokens) if self.run.mode == "train" else other.traced
+        return 0 if traced is None else traced.least_bytes(self._point_of(self.run))
+
+    def _trained_like(self, other: TransformersDemand) -> Requirement:
+        """The requirement of a training run with the same kernels on another card, which differs in the scratch of sums alone."""
+        run = self.run
+        if other.traced is not None or (trained := other._trained_at(run.batch, run.prompt_tokens)) is None:
+            return self._required
+        low, high = self.context_bytes
+        held_bytes = trained.on_card(*self._sums_by).held_bytes(self._point_of(run))
+        return Requirement(terms=(("reserved", held_bytes),), context_low_bytes=low, context_high_bytes=high)
+
+    @property
+    def _sums_by(self) -> tuple[int, int]:
+        """The card's multiprocessors, and for how many threads each has room, which decide the scratch of sums over rows."""
+        name = self.run.gpu
+        return gpus.multiprocessors(name) or ANY_MULTIPROCESSORS, gpus.threads_per_multiprocessor(name)
 
     @cached_property
     def _along_context(self) -> TracedRun | None:
@@ -229,15 +254,15 @@ class TransformersDemand(Demand):
         if kept is None:
             return None
         run = self.predicted(run.batch, run.prompt_tokens).run  # with what the plan decides
-        point = self._point_of(run)
-        trained = TrainedRun(
-            explore_training(kept, run),
-            [point],
-            multiprocessors=gpus.multiprocessors(run.gpu) or ANY_MULTIPROCESSORS,
-            threads=gpus.threads_per_multiprocessor(run.gpu),
-        )
+        point, (multiprocessors, threads) = self._point_of(run), self._sums_by
+        trained = TrainedRun(explore_training(kept, run), [point], multiprocessors=multiprocessors, threads=threads)
         required = self.requirement(run.batch, run.prompt_tokens)
         return trained if trained.held_bytes(point) == required.held_bytes else None
+
+    @property
+    def _required(self) -> Requirement:
+        """That of the run as requested."""
+        return self.requirement(self.run.batch, self.run.prompt_tokens)
 
     @property
     def _requested(self) -> Footprint:
@@ -256,7 +281,8 @@ class TransformersDemand(Demand):
     def card_facts(self) -> tuple[object, ...]:
         """Everything about the card that a prediction depends on."""
         gpu, calibration = self.run.gpu, self.run.calibration
-        return is_hopper(gpu), gpus.supports(gpu, "fp8"), self.context_bytes, calibration
+        sums_by = self._sums_by if self.run.mode == "train" else None
+        return is_hopper(gpu), gpus.supports(gpu, "fp8"), self.context_bytes, calibration, sums_by
 
     @property
     def context_bytes(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from itertools import zip_longest
 
@@ -229,6 +230,13 @@ class TrainedRun(TracedRun):
     ) -> None:
         self._card = multiprocessors, threads
         super().__init__(exploration, corners)
+
+    def on_card(self, multiprocessors: int, threads: int) -> TrainedRun:
+        """The same requests on another card, where sums over rows take other scratch."""
+        other = copy(self)
+        other._card = multiprocessors, threads
+        other._held, other._reserved = {}, {}
+        return other
 
     def _distinct(self, point: Point) -> list[int]:
         return [
