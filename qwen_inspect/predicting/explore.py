@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import zip_longest
 
 from ..results.cache import CacheReport
@@ -14,8 +15,9 @@ from ..tracing.scratch import CUDNN_BYTES, CUDNN_SCRATCH, SUM_IDS, SUM_SCRATCH, 
 from ..typed import TYPE_CHECKING
 from ..values import dataclass, replace
 from .footprint import formula_requests
-from .kept_trace import Coefficients, KeptTrace, Point, Vectors, alignment
+from .kept_trace import CHUNK_TOKENS, Coefficients, KeptTrace, Point, Vectors, alignment
 from .on_device import GROWN_IDS, OWN_IDS, SORT_CONSTANT_BYTES, SORTED_IDS, growing, laid_out, leap, on_device
+from .training_turns import Turned
 from .turns import loops_of
 from .uses import term_of, use_of, uses_of
 
@@ -81,8 +83,32 @@ class LossRows(RequestSize):
         return self.row_bytes * self.buffer.rows(point.batch, point.prompt_tokens)
 
 
-def explore_training(kept: KeptTrace, run: Run) -> Exploration:
-    """The training run of a kept trace on CUDA, with the scratch of all sums over rows, which may take 0 bytes."""
+class TrainingExplored:
+    """The training run of a kept trace on CUDA, with the scratch of all sums over rows, which may take 0 bytes.
+
+    turns: how many the trace's loops over chunks have; 0 if it has none.
+    """
+
+    def __init__(self, kept: KeptTrace, run: Run, *, turns: int) -> None:
+        self._turns = turns
+        self._exploration, self._trace = _explored(kept, run)
+
+    def of(self, prompt_tokens: int) -> Exploration:
+        """With a turn for each chunk of such a prompt; UnsupportedError as from `training_turns.with_chunks`."""
+        missing = -(-prompt_tokens // CHUNK_TOKENS) - self._turns if self._turns else 0
+        if not missing:
+            return self._exploration
+        turned = self._turned.whole(missing)
+        requests = tuple([(size, term) for (size, term), *_ in turned.allocations])
+        return replace(self._exploration, requests=requests, order=turned.order)
+
+    @cached_property
+    def _turned(self) -> Turned:
+        return Turned(self._trace)
+
+
+def _explored(kept: KeptTrace, run: Run) -> tuple[Exploration, KeptTrace]:
+    """The exploration, and its events as a trace whose sizes are the exploration's requests."""
     timeline = replace(kept.at(Point(run.batch, run.prompt_tokens, run.prompt_tokens)), sums=())
     uses = uses_of(timeline)
     # cuDNN's attention requests all of its backward's scratch at once.
@@ -91,7 +117,10 @@ def explore_training(kept: KeptTrace, run: Run) -> Exploration:
     buffers = dict(kept.buffers)
     events: list[Event] = []
     scratch: dict[int, RequestSize] = {}
-    for event in on_device(timeline, run).events:
+    whole = on_device(timeline, run)
+    moved: list[int] = []  # the new index of each event
+    for event in whole.events:
+        moved.append(len(events))
         events.append(event)
         if isinstance(event, Allocate) and event.id in sums:
             outputs, inputs, vectors = sums[event.id]
@@ -118,7 +147,17 @@ def explore_training(kept: KeptTrace, run: Run) -> Exploration:
         constant, *others = map(sum, zip_longest(*sizes, fillvalue=0))
         return RequestSize((constant + CUDNN_BYTES, *others))
 
-    return _exploration("trace", events, (), size_of, lambda event: use_of(event, uses), run, least_new_tokens=1)
+    explored = _exploration("trace", events, (), size_of, lambda event: use_of(event, uses), run, least_new_tokens=1)
+    made = (event for event in events if isinstance(event, Allocate))
+    moved.append(len(events))
+    return explored, KeptTrace(
+        stages=tuple(replace(stage, first_event=moved[stage.first_event]) for stage in whole.stages),
+        allocations=tuple(
+            (request, event.module, event.operator) for request, event in zip(explored.requests, made, strict=True)
+        ),
+        order=explored.order,
+        made_by=kept.made_by,
+    )
 
 
 def _sort_scratch(keys: tuple[int, ...]) -> tuple[int, ...]:

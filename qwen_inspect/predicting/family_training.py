@@ -47,6 +47,16 @@ def training_file(model_type: str) -> str:
 
 def training_trace(report: Report, plan: Plan) -> KeptTrace | None:
     """The run with sizes that hold for all workloads of its regime, without torch; None if it is not covered."""
+    whole = training_trace_of_any(report, plan)
+    if whole is None or not is_chunked(report):
+        return whole
+    with suppress(UnsupportedError):
+        return with_chunks(whole, plan.run.prompt_tokens, turns_of_any(plan.run.prompt_tokens))
+    return None
+
+
+def training_trace_of_any(report: Report, plan: Plan) -> KeptTrace | None:
+    """The same, but for the turns of loops over chunks, of which it has `turns_of_any`."""
     run = plan.run
     outline = training_outline(report, plan)
     if outline is None or not _is_of_loop(report, run):
@@ -71,12 +81,7 @@ def training_trace(report: Report, plan: Plan) -> KeptTrace | None:
     micro_batches = min(run.accumulate, MICRO_BATCHES)
     whole = with_steps(composed.trace, trained_by(report, plan), run.optimizer, backwards=micro_batches)
     whole = replace(whole, cast=plan.four_bits is not None and report.spec.dtype is not DType.F32)
-    whole = with_average(whole, report.tree) if run.loop.ema else whole
-    if not is_chunked(report):
-        return whole
-    with suppress(UnsupportedError):
-        return with_chunks(whole, run.prompt_tokens, turns_of_any(run.prompt_tokens))
-    return None
+    return with_average(whole, report.tree) if run.loop.ema else whole
 
 
 def loaded_in(report: Report, plan: Plan) -> tuple[tuple[Coefficients, str, str], ...]:

@@ -159,14 +159,20 @@ def _lengths_in(config: Mapping[str, Any]) -> set[int]:
 
 def composed_trace(question: Question, *, of_any: bool = False) -> KeptTrace | None:
     """`_composed_trace`, with the moving average that is asked for, and linear attention's turns for all chunks of the prompt."""
-    composed, turns = _composed_trace(question, of_any=of_any)
-    if composed is not None and question.averaged:
-        composed = with_average(composed, question.report.tree)
+    composed, turns = composed_with_turns(question, of_any=of_any)
     if composed is None or not is_chunked(question.report):
         return composed
     with suppress(UnsupportedError):
         return with_chunks(composed, question.asked[1], turns)
     return None
+
+
+def composed_with_turns(question: Question, *, of_any: bool = False) -> tuple[KeptTrace | None, int]:
+    """`_composed_trace`, with the moving average that is asked for."""
+    composed, turns = _composed_trace(question, of_any=of_any)
+    if composed is not None and question.averaged:
+        composed = with_average(composed, question.report.tree)
+    return composed, turns
 
 
 def _composed_trace(question: Question, *, of_any: bool) -> tuple[KeptTrace | None, int]:

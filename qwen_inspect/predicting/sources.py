@@ -17,7 +17,7 @@ from ..results.model import Report
 from ..results.timeline import Allocate, Timeline
 from ..spec import LinearAttention, ModelSpec, Module, MoeMlp, SlidingAttention, each_module
 from ..tracing import versions
-from ..typed import TYPE_CHECKING, Any
+from ..typed import TYPE_CHECKING, Any, NamedTuple
 from ..values import dataclass, field, replace
 from .family_file import read, shipped
 from .family_trace import Composed, FamilyTrace, Loaded, loaded_bytes_of, loaded_of
@@ -61,19 +61,35 @@ def training_timeline(report: Report, plan: Plan) -> tuple[Timeline, str]:
     return traced_now(report, first, plan.four_bits), installed_versions()
 
 
-def training_of_any(report: Report, run: Run) -> KeptTrace | None:
+class TrainingOfAny(NamedTuple):
+    """run: as planned. turns: how many the loops over chunks have, 0 if there are none. learnt: from a family's trace, by which a
+    single run is predicted too."""
+
+    run: Run
+    trace: KeptTrace
+    turns: int
+    learnt: bool
+
+
+def training_of_any(report: Report, run: Run) -> TrainingOfAny | None:
     """The training run with polynomials for sizes, for every length with the same events as the run's, and for one sequence or
     for any number of several; None if there is none."""
-    from .family_training import MICRO_BATCHES, training_trace
-    from .shallow_training import composed_trace, question_of
+    from .family_training import MICRO_BATCHES, training_trace_of_any
+    from .shallow_training import composed_with_turns, question_of
     from .training_plan import plan_of
+    from .training_turns import is_chunked, turns_of_any
 
     plan = plan_of(report, replace(run, accumulate=min(run.accumulate, MICRO_BATCHES)))
-    if (composed := training_trace(report, plan)) is not None:
-        return composed
+    if (composed := training_trace_of_any(report, plan)) is not None:
+        turns = turns_of_any(run.prompt_tokens) if is_chunked(report) else 0
+        return TrainingOfAny(plan.run, composed, turns, learnt=True)
     with working("working_trace", batch=run.batch, tokens=run.prompt_tokens):
         question = question_of(report, plan, trace_request(plan.run, plan.four_bits), installed_versions())
-        return composed_trace(question, of_any=True) if question.above is not None else None
+        if question.above is None:
+            return None
+        composed, turns = composed_with_turns(question, of_any=True)
+    turns = turns if is_chunked(report) else 0
+    return None if composed is None else TrainingOfAny(plan.run, composed, turns, learnt=False)
 
 
 def timeline_of(report: Report, run: Run, place: Place | None = None) -> tuple[Timeline, str]:

@@ -78,10 +78,7 @@ def with_chunks(trace: KeptTrace, prompt_tokens: int, turns: int = CHUNK_TURNS) 
     missing = -(-prompt_tokens // CHUNK_TOKENS) - turns
     if missing == 0:
         return trace
-    modules = {module for _, module, _ in trace.allocations if module.endswith(LINEAR)}
-    loops = list(loops_of(trace, modules))
-    _check_loops(trace, loops, modules)
-    return _Turned(trace, loops, missing).whole()
+    return Turned(trace).whole(missing)
 
 
 def _check_loops(trace: KeptTrace, loops: Sequence[Loop], modules: Set[str]) -> None:
@@ -124,16 +121,18 @@ def loops_of(trace: KeptTrace, modules: Set[str]) -> Iterator[Loop]:
         at = end
 
 
-class _Turned:
-    """A run of so many more turns, or fewer, put together loop by loop. They stand in the middle of a loop, or are missing there.
+class Turned:
+    """Runs of so many more turns, or fewer, put together loop by loop. They stand in the middle of a loop, or are missing there.
 
     A turn that is not there, before the first or behind the last, stands for what the trace's first or last turns free of it.
+    UnsupportedError for a trace whose loops are less regular than this.
     """
 
-    def __init__(self, trace: KeptTrace, loops: Sequence[Loop], missing: int) -> None:
-        self._trace, self._loops, self._missing = trace, loops, missing
-        if any(loop.turns + missing < 0 for loop in loops):
-            raise UnsupportedError("trace_no_period")
+    def __init__(self, trace: KeptTrace) -> None:
+        modules = {module for _, module, _ in trace.allocations if module.endswith(LINEAR)}
+        loops = list(loops_of(trace, modules))
+        _check_loops(trace, loops, modules)
+        self._trace, self._loops, self._missing = trace, loops, 0
         self._place_of = {  # of each request of a loop: the loop, the turn and the place in it
             entry: (number, *divmod(index, loop.events))
             for number, loop in enumerate(loops)
@@ -141,16 +140,23 @@ class _Turned:
             if entry >= 0
         }
         self._rules = [self._freed(number, loop) for number, loop in enumerate(loops)]
-        self._beyond: dict[
-            tuple[int, int, int], int
-        ] = {}  # what stands for a loop's turn that is not there, by place in it
+        # By loop, turn and place in it, what stands for a turn that is not there.
+        self._beyond: dict[tuple[int, int, int], int] = {}
         for number, loop in enumerate(loops):
             self._look_beyond(number, loop)
+        self._begin(0)
+
+    def _begin(self, missing: int) -> None:
+        self._missing = missing
         self._made: dict[tuple[int, int, int], int] = {}  # the request of each loop, turn and place
-        self._allocations = list(trace.allocations)
+        self._allocations = list(self._trace.allocations)
         self._copies: dict[int, list[int]] = defaultdict(list)
 
-    def whole(self) -> KeptTrace:
+    def whole(self, missing: int) -> KeptTrace:
+        """The run with so many more turns of each loop. UnsupportedError for fewer than it can do without."""
+        if any(loop.turns + missing < 0 for loop in self._loops):
+            raise UnsupportedError("trace_no_period")
+        self._begin(missing)
         trace, order, at = self._trace, list[int](), 0
         for number, loop in enumerate(self._loops):
             order += map(self._outside, trace.order[at : loop.first])

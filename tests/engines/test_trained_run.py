@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.keep_traces import first_layers, report_of
 from qwen_inspect.engines.transformers.demand import TransformersDemand
 from qwen_inspect.engines.transformers.traced_run import TrainedRun
-from qwen_inspect.loaders import gpus
+from qwen_inspect.loaders import catalog, gpus
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.training import Loop, loop_of
 from qwen_inspect.structure.inspect import inspect
@@ -45,3 +46,14 @@ def test_what_is_reserved_is_that_of_single_predictions(
         traced = demand._traced_at(1, tokens)
         assert isinstance(traced, TrainedRun)
         assert traced.held_bytes(demand._point(1, tokens)) == demand.requirement(1, tokens).held_bytes
+
+
+def test_linear_attention_with_any_number_of_chunks_is_that_of_single_predictions() -> None:
+    """Put together from one run of each kind: one sequence or several, the last chunk whole or padded."""
+    config = first_layers(catalog.configuration("Qwen/Qwen3.5-0.8B", catalog.entries()), 8)
+    run = Run(mode="train", lora_rank=8, prompt_tokens=640, batch=2, checkpointing=False)
+    demand = TransformersDemand(report_of(config), run, gpus.find("RTX 4090"))
+    for batch, tokens in ((2, 640), (2, 192), (1, 1187), (1, 150), (1, 449), (3, 960)):
+        traced = demand._traced_at(batch, tokens)
+        assert isinstance(traced, TrainedRun)
+        assert traced.held_bytes(demand._point(batch, tokens)) == demand.requirement(batch, tokens).held_bytes

@@ -7,20 +7,18 @@ from functools import cached_property
 
 from ...language import Message
 from ...loaders import calibration, gpus
-from ...predicting.explore import explore_trace, explore_training
+from ...predicting.explore import explore_trace
 from ...predicting.family_trace import Loaded, loaded_of
 from ...predicting.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
 from ...predicting.outline import Outline, regime_of
 from ...predicting.predict import explored_everywhere, predict
 from ...predicting.quantised import scratch_of
-from ...predicting.shallow_training import same_events_above
 from ...predicting.sources import (
     chunk_of,
     family_trace,
     installed,
     outline_in,
     traced_along,
-    training_of_any,
     with_kernel,
 )
 from ...predicting.token_loops import is_folded
@@ -33,10 +31,10 @@ from ...results.memory import LOADED_TERMS, Footprint, MemoryReport, Run, contex
 from ...results.model import Report
 from ...spec import LinearAttention
 from ...tracing.kernels import BIAS_ALIGNMENT
-from ...tracing.scratch import ANY_MULTIPROCESSORS
 from ...values import replace
 from ..interface import Demand
-from .traced_run import FoldedRun, TracedRun, TrainedRun
+from .traced_run import FoldedRun, TracedRun
+from .trained_runs import TrainedRuns, sums_by
 
 FEWEST_TOKENS = 300  # keeps the sampled lengths apart
 FEWEST_CHUNKED_TOKENS = 8 * CHUNK_TOKENS  # a trace has the first 8 iterations of the loop over the chunks
@@ -57,8 +55,12 @@ class TransformersDemand(Demand):
         self._by_regime: dict[str, TracedRun | None] = {}
         self._explorations: dict[Run, Exploration | None] = {}
         self._folded: dict[str, FoldedRun] = {}  # by regime
-        # By what the events depend on: the windows, several sequences, chunks, and whether the last one is whole.
-        self._trained: dict[tuple[int, bool, int, bool], TrainedRun | None] = {}
+        self._trained = TrainedRuns(
+            report,
+            self.run,
+            point_of=self._point_of,
+            held_bytes=lambda batch, tokens: self.requirement(batch, tokens).held_bytes,
+        )
         limit = None if report.design is None else report.spec.context_tokens
         new_tokens = run.new_tokens if run.mode == "generate" else 0
         self.most_context_tokens = None if limit is None else max(0, limit - new_tokens)
@@ -165,23 +167,17 @@ class TransformersDemand(Demand):
         kernels; else 0."""
         if self.report is not other.report or _kernels_of(self.run) != _kernels_of(other.run):
             return 0
-        traced = other._trained_at(self.run.batch, self.run.prompt_tokens) if self.run.mode == "train" else other.traced
+        traced = other._trained.at(self.run.batch, self.run.prompt_tokens) if self.run.mode == "train" else other.traced
         return 0 if traced is None else traced.least_bytes(self._point_of(self.run))
 
     def _trained_like(self, other: TransformersDemand) -> Requirement:
         """The requirement of a training run with the same kernels on another card, which differs in the scratch of sums alone."""
         run = self.run
-        if other.traced is not None or (trained := other._trained_at(run.batch, run.prompt_tokens)) is None:
+        if other.traced is not None or (trained := other._trained.at(run.batch, run.prompt_tokens)) is None:
             return self._required
         low, high = self.context_bytes
-        held_bytes = trained.on_card(*self._sums_by).held_bytes(self._point_of(run))
+        held_bytes = trained.on_card(*sums_by(run.gpu)).held_bytes(self._point_of(run))
         return Requirement(terms=(("reserved", held_bytes),), context_low_bytes=low, context_high_bytes=high)
-
-    @property
-    def _sums_by(self) -> tuple[int, int]:
-        """The card's multiprocessors, and for how many threads each has room, which decide the scratch of sums over rows."""
-        name = self.run.gpu
-        return gpus.multiprocessors(name) or ANY_MULTIPROCESSORS, gpus.threads_per_multiprocessor(name)
 
     @cached_property
     def _along_context(self) -> TracedRun | None:
@@ -226,38 +222,12 @@ class TransformersDemand(Demand):
             return self.traced
         if (composed := self._composed(batch, context_tokens)) is not None:
             return composed
-        if self.run.mode == "train" and (trained := self._trained_at(batch, context_tokens)) is not None:
+        if self.run.mode == "train" and (trained := self._trained.at(batch, context_tokens)) is not None:
             return trained
         is_aligned = context_tokens % self.context_step == 0
         if batch == self.run.batch and is_aligned and not (self._is_chunked and context_tokens < FEWEST_CHUNKED_TOKENS):
             return self._along_context
         return self._along_batch if context_tokens == self.run.prompt_tokens and batch > 1 else None
-
-    def _trained_at(self, batch: int, context_tokens: int) -> TrainedRun | None:
-        """The training run of one sequence or of several; None unless it agrees with a prediction."""
-        run = replace(self.run, batch=batch, prompt_tokens=context_tokens)
-        above = same_events_above(self.report, run)
-        if above is None or run.device != "cuda":
-            return None
-        is_whole = self._is_chunked and context_tokens % CHUNK_TOKENS == 0
-        key = above, batch > 1, self._chunks(context_tokens), is_whole
-        if key not in self._trained:
-            self._trained[key] = self._checked(run)
-        return self._trained[key]
-
-    def _chunks(self, context_tokens: int) -> int:
-        """Of a prompt, over which linear attention's loop runs."""
-        return -(-context_tokens // CHUNK_TOKENS) if self._is_chunked else 0
-
-    def _checked(self, run: Run) -> TrainedRun | None:
-        kept = training_of_any(self.report, run)
-        if kept is None:
-            return None
-        run = self.predicted(run.batch, run.prompt_tokens).run  # with what the plan decides
-        point, (multiprocessors, threads) = self._point_of(run), self._sums_by
-        trained = TrainedRun(explore_training(kept, run), [point], multiprocessors=multiprocessors, threads=threads)
-        required = self.requirement(run.batch, run.prompt_tokens)
-        return trained if trained.held_bytes(point) == required.held_bytes else None
 
     @property
     def _required(self) -> Requirement:
@@ -281,8 +251,8 @@ class TransformersDemand(Demand):
     def card_facts(self) -> tuple[object, ...]:
         """Everything about the card that a prediction depends on."""
         gpu, calibration = self.run.gpu, self.run.calibration
-        sums_by = self._sums_by if self.run.mode == "train" else None
-        return is_hopper(gpu), gpus.supports(gpu, "fp8"), self.context_bytes, calibration, sums_by
+        of_sums = sums_by(gpu) if self.run.mode == "train" else None
+        return is_hopper(gpu), gpus.supports(gpu, "fp8"), self.context_bytes, calibration, of_sums
 
     @property
     def context_bytes(self) -> tuple[int, int]:
@@ -329,11 +299,8 @@ class TransformersDemand(Demand):
         """From the kept trace, or from one of a training run with fewer chunks; else what is loaded plus the cache."""
         if self.traced is not None:
             return self.traced.least_bytes(self._point(batch, context_tokens))
-        if self._is_chunked and self._trained:  # of a context that is far too long, no trace is put together
-            chunks, point = self._chunks(context_tokens), self._point(batch, context_tokens)
-            alike = (run for key, run in self._trained.items() if run and key[1] == (batch > 1) and key[2] <= chunks)
-            if (least := max((run.least_bytes(point) for run in alike), default=None)) is not None:
-                return least
+        if (least := self._trained.least_bytes(batch, context_tokens)) is not None:
+            return least
         moment, design = self._requested.steady, self.report.design
         cached = 0
         # Under autocast a cache may hold fewer bytes than in the model's dtype.

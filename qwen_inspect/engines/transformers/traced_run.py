@@ -40,6 +40,7 @@ class TracedRun:
     ) -> None:
         self._settings = read_settings(exploration.allocator)
         self._sizes = exploration.sizes
+        self._grows = any(size.growth for size in self._sizes)
         self._loading = loading_of(exploration, weights_bytes)
         begin, requests = self._loading.events, self._loading.requests
         self._all = (
@@ -106,7 +107,7 @@ class TracedRun:
         """The order and each request's size, but for growths that make the cache no longer where there are so many steps."""
         if shape not in self._runs:
             steps, turns = shape
-            order, size_of = self._shortened(steps) if steps < GROWTHS else self._all
+            order, size_of = self._shortened(steps) if steps < GROWTHS and self._grows else self._all
             if turns:
                 order, sources = with_turns(order, len(size_of), self._loops, turns)
                 size_of = [*size_of, *(size_of[source] for source in sources)]
