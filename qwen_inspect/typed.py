@@ -25,7 +25,7 @@ if TYPE_CHECKING or "typing" in sys.modules:
     from typing import TypedDict as TypedDict
     from typing import TypeVar as TypeVar
 else:
-    from collections import namedtuple
+    from collections import _tuplegetter
 
     class _Form:
         """A type, alone, with arguments, in a union, or as a base without methods."""
@@ -79,19 +79,60 @@ else:
         "__static_attributes__", "__classdictcell__",
     })  # fmt: skip
 
-    class _NamedTupleType(type):
-        def __new__(cls, name, bases, namespace):
-            fields = [*namespace.get("__annotations__", ())]
-            defaults = [namespace[field] for field in fields if field in namespace]
-            made = namedtuple(name, fields, defaults=defaults, module=namespace["__module__"])
-            made.__annotations__ = namespace.get("__annotations__", {})
-            for key, value in namespace.items():
-                if key not in fields and key not in OWN_TO_CLASSES:
-                    setattr(made, key, value)
+    class _Named(tuple):
+        """The methods of `collections.namedtuple`, which makes them again for each class."""
+
+        __slots__ = ()
+
+        @classmethod
+        def _make(cls, values):
+            made = tuple.__new__(cls, values)
+            if len(made) != len(cls._fields):
+                raise TypeError(f"Expected {len(cls._fields)} arguments, got {len(made)}")
             return made
 
+        def _replace(self, /, **changes):
+            made = self._make(map(changes.pop, self._fields, self))
+            if changes:
+                raise ValueError(f"Got unexpected field names: {list(changes)!r}")
+            return made
+
+        def _asdict(self):
+            return dict(zip(self._fields, self, strict=True))
+
+        def __repr__(self):
+            values = ", ".join([f"{name}={value!r}" for name, value in zip(self._fields, self, strict=True)])
+            return f"{self.__class__.__name__}({values})"
+
+        def __getnewargs__(self):
+            return tuple(self)
+
+    class _NamedTupleType(type):
+        def __new__(cls, name, bases, namespace):
+            fields = tuple(namespace.get("__annotations__", ()))
+            made = {key: value for key, value in namespace.items() if key not in fields and key not in OWN_TO_CLASSES}
+            made |= {
+                field: _tuplegetter(index, f"Alias for field number {index}") for index, field in enumerate(fields)
+            }
+            made |= {key: namespace[key] for key in ("__module__", "__qualname__") if key in namespace}
+            made |= {"__slots__": (), "_fields": fields, "__match_args__": fields}
+            made["_field_defaults"] = {field: namespace[field] for field in fields if field in namespace}
+            made["__new__"] = _new_when_called
+            made = type(name, (_Named,), made)
+            made.__annotations__ = namespace.get("__annotations__", {})
+            return made
+
+    def _new_when_called(cls, *values, **named):
+        """`__new__` of a class of which nothing was made so far."""
+        made = next(base for base in cls.__mro__ if "_fields" in base.__dict__)
+        fields = ", ".join(made._fields)
+        new = eval(f"lambda cls, {fields}: tuple_new(cls, ({fields},))", {"tuple_new": tuple.__new__})
+        new.__defaults__, new.__name__ = tuple(made._field_defaults.values()), "__new__"
+        made.__new__ = staticmethod(new)
+        return new(cls, *values, **named)
+
     class _NamedTupleForm:
-        """Its subclass is a class that `namedtuple` makes, with the methods of the subclass."""
+        """Its subclass is a class like those of `namedtuple`, with the methods of the subclass."""
 
         made = type.__new__(_NamedTupleType, "NamedTuple", (), {})
 

@@ -1,7 +1,7 @@
 """`dataclass`, `field`, `fields`, `is_dataclass` and `replace`: the standard library's, made fast to import.
 
 The standard module imports `inspect` and its decorator compiles six methods a class: together a quarter of a short command. Here
-only `__init__` is compiled, when the first instance is made; comparison, hash and repr are shared. The classes are dataclasses to
+only `__init__` is compiled, when several instances are made; comparison, hash and repr are shared. The classes are dataclasses to
 the standard functions too, such as `dataclasses.asdict`. To mypy it is the standard module, so that assigning to a
 frozen class is an error there; at run time nothing stops it.
 """
@@ -125,10 +125,31 @@ else:
         again.__qualname__ = made.__qualname__
         return again
 
+    FEW = 8  # instances, in which a compiled `__init__` does not pay
+
     def _compiled_when_called(made):
+        """An `__init__` that interprets the fields for a few instances, then compiles itself; of arguments that do not fit at
+        once, for Python's own message."""
+        count, entries = 0, made._fields_by_name
+        needed = {name for name, one in entries.items() if one.default is MISSING and one.default_factory is MISSING}
+
         def __init__(self, *values, **named):
-            made.__init__ = _init(made)
-            made.__init__(self, *values, **named)
+            nonlocal count
+            count += 1
+            given = {**dict(zip(made.__match_args__, values, strict=False)), **named}
+            is_each_once = len(given) == len(values) + len(named)
+            if count > FEW or not (is_each_once and needed <= given.keys() <= entries.keys()):
+                made.__init__ = _init(made)
+                made.__init__(self, *values, **named)
+                return
+            for name, entry in entries.items():
+                if name in given:
+                    value = given[name]
+                else:
+                    value = entry.default if entry.default_factory is MISSING else entry.default_factory()
+                setattr(self, name, value)
+            if hasattr(made, "__post_init__"):
+                self.__post_init__()
 
         return __init__
 
