@@ -7,8 +7,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
+from .standard import import_module
 from .typed import TYPE_CHECKING
 
 __version__ = "0.1.0"

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from enum import Enum
 
 from .language import Message
+from .standard import Enum
 from .typed import TYPE_CHECKING, Any, Literal
 from .values import dataclass, field
 

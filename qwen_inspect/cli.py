@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +16,7 @@ from .console import EXIT_MALFORMED, EXIT_USAGE, complain, one_line, silence_std
 from .interrupts import EXIT_INTERRUPTED, leave, on_interrupt
 from .language import Language, language_of
 from .options.parser import Namespace, WrongArgumentError
+from .standard import signal
 from .typed import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 
+from .standard import signal
 from .typed import Any, NoReturn
 
 EXIT_INTERRUPTED = 130

@@ -6,10 +6,10 @@ To add a family: write the module, add its classes to `families`, add its releas
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 
 from ..checkpoint import Tensor
 from ..errors import MalformedError
+from ..standard import import_module
 from ..typed import TYPE_CHECKING, Any, Protocol
 from .design import Architecture, FormsByName, StoredForm
 from .families import FAMILIES

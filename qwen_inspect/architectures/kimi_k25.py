@@ -5,12 +5,12 @@ Source: transformers 5.23, models/kimi_k25; names on disk: conversion_mapping ("
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
+from ..standard import re
 from ..typed import Any
 from ..values import replace
 from .blocks import rotary

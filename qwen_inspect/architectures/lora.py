@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import MalformedError, UnsupportedError
 from ..results.lora import Lora
+from ..standard import re
 from ..typed import Any
 from .pattern_syntax import parse
 from .patterns import first_match, fullmatch

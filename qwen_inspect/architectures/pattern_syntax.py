@@ -8,8 +8,7 @@ Source: CPython 3.11, Lib/re/_parser.py.
 
 from __future__ import annotations
 
-import re
-
+from ..standard import re
 from ..typed import Literal, TypeAlias
 from ..values import dataclass
 

@@ -7,12 +7,12 @@ name seldom needs a new one. Look-ahead and look-behind are conditions on positi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import repeat
 
 from ..errors import MalformedError, UnsupportedError
+from ..standard import re
 from .pattern_syntax import (
     ANYTHING,
     Character,

@@ -5,7 +5,6 @@ Source: transformers 5.23, utils/quantization_config.py and quantizers/; compres
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..checkpoint import DTYPE_OF_TORCH_NAME, DType
@@ -25,6 +24,7 @@ from ..results.quantisation import (
     Scheme,
     SchemeGroup,
 )
+from ..standard import re
 from ..typed import Any
 from ..values import replace
 from .quantised_modules import HEAD, LITERAL, SHARED_GATE, every_module, rule_tests, skipped_by

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 
 from ..results.quantisation import ModuleTest
+from ..standard import re
 from .pattern_syntax import Node, Position
 from .patterns import first_match
 

@@ -7,13 +7,13 @@ imported only if its command is typed; what `--help` does not need is imported i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 
 from .. import __version__
 from ..console import EXIT_USAGE, complain, print_text
 from ..language import LANGUAGES, Language
 from ..options import output
 from ..options.parser import PROGRAM, Namespace, Parser, UnknownOptionError, WrongArgumentError, did_you_mean
+from ..standard import import_module
 
 # In the order of --help.
 COMMANDS = (

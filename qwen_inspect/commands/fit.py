@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 from ..console import EXIT_CHECK_FAILED
@@ -13,6 +12,7 @@ from ..language import Language, Message
 from ..options import flag, given, media, model, output, prediction, values
 from ..options.engines import ENGINE_OPTIONS, IN_LLAMA_CPP_COMMAND, IN_SGLANG_COMMAND, IN_VLLM_COMMAND, SHARES
 from ..options.parser import Namespace, Parser
+from ..standard import re
 from ..typed import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from ..errors import UsageError
+from ..standard import import_module
 from ..typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

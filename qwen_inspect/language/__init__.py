@@ -7,7 +7,8 @@ where they are shown. Imports nothing, so that `--help` stays fast.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
+
+from ..standard import import_module
 
 LANGUAGES = ("en", "zh")
 # Modules of a language, those first that most commands speak: the others are imported when a key is in none before them.

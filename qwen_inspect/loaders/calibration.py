@@ -5,10 +5,10 @@ An entry holds for one card and its library versions. Only `memory --device cuda
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from ..digests import sha256_hex
+from ..standard import json, loads
 from ..typed import TYPE_CHECKING, Any
 from . import header_cache
 
@@ -59,7 +59,7 @@ def _read() -> list[Calibration]:
     """
     content = header_cache.read_named(NAME)
     try:
-        stored = json.loads(content or b"{}")
+        stored = loads(content or b"{}")
         if stored.get("version") != VERSION:
             return []
         if stored.get("checksum", _checksum(stored["entries"])) != _checksum(stored["entries"]):

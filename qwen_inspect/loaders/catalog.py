@@ -6,7 +6,6 @@ the source of each. An entry with `own` has every key of the released config.jso
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
@@ -14,6 +13,7 @@ from functools import cache, cached_property
 from ..checkpoint import Checkpoint, ModelRef, Release
 from ..errors import NotFoundError
 from ..language import Message
+from ..standard import json, loads, raw_decode
 from ..typed import Any
 
 # Keys that config.json of every release has, whether or not the catalog's copy does. No count or size depends on them.
@@ -56,7 +56,7 @@ class _Entries(Mapping[str, Mapping[str, Any]]):
             begin = self._text.find(key)
             if begin < 0:
                 raise KeyError(name)
-            self._read[name], _ = json.JSONDecoder().raw_decode(self._text, begin + len(key))
+            self._read[name] = raw_decode(self._text, begin + len(key))
         return self._read[name]
 
     def __contains__(self, name: object) -> bool:
@@ -70,12 +70,13 @@ class _Entries(Mapping[str, Mapping[str, Any]]):
 
     @cached_property
     def _whole(self) -> Mapping[str, Mapping[str, Any]]:
-        self._read = json.loads(self._text)
+        self._read = loads(self._text)
         return self._read
 
 
 def _written(name: str) -> str:
-    return f"\n {json.dumps(name, ensure_ascii=False)}: "
+    is_plain = name.isprintable() and not {'"', "\\"}.intersection(name)
+    return f'\n "{name}": ' if is_plain else f"\n {json.dumps(name, ensure_ascii=False)}: "
 
 
 def load(ref: ModelRef) -> Checkpoint:

@@ -5,14 +5,13 @@ A figure without a public source is absent from the table, and None here.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Mapping
 from functools import cache
 
 from ..errors import UsageError
 from ..results.gpu import Gpu, Published
+from ..standard import loads, re
 from ..typed import Any
 from ..units import GIB, MIB
 
@@ -46,7 +45,7 @@ MOST_CHARACTERS = 80  # of a name repeated in a message
 def table() -> tuple[Gpu, ...]:
     """Every card, in the table's order."""
     with open(TABLE, encoding="utf-8") as file:
-        written: Mapping[str, Mapping[str, Any]] = json.load(file)
+        written: Mapping[str, Mapping[str, Any]] = loads(file.read())
     return tuple(_gpu(name, entry) for name, entry in written.items())
 
 

@@ -8,13 +8,12 @@ server can answer for another's repository. Everything read back is checked as i
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import time
 from collections.abc import Mapping
 
 from ..digests import sha256_hex
+from ..standard import json, re
 from ..typed import Any
 from .regular import below_home, read_regular
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib import import_module
 
 from ..checkpoint import Checkpoint, ModelRef
 from ..errors import AccessError, NetworkError, NotFoundError, QwenInspectError, UsageError
 from ..language import Message
 from ..progress import working
+from ..standard import import_module
 from ..values import dataclass, replace
 from . import asking, catalog, local
 from .hub import DamagedCacheError, Hub, Listing, Look, fetch_listing, load_kept, load_recent, look

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 
 from ..checkpoint import Adapter, Checkpoint, ModelRef
@@ -22,7 +21,8 @@ DEFAULT_MODEL = "catalog:Qwen/Qwen3-0.6B"
 HUBS: Mapping[str, tuple[str, str]] = {"hf": ("huggingface", "HuggingFace"), "ms": ("modelscope", "ModelScope")}
 LOCAL_STORES = ("ollama", "lmstudio")
 FILE_SUFFIXES = (".json", ".safetensors", ".gguf")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+TO_LETTERS = str.maketrans("_.-", "aaa")
+LONGEST_PART = 96  # of a hub's ORG/NAME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ def resolve(model: str, *, source: str = "auto", revision: str | None = None, fi
         _refuse_revision(revision)
         return ModelRef(source="catalog", id=model)
     model, file = _named_file(model, file)
-    if not HUB_ID.fullmatch(model) or ".." in model or model.endswith(".git"):
+    if not _is_hub_id(model) or ".." in model or model.endswith(".git"):
         raise NotFoundError("not_a_model", id=model, nearest=catalog.nearest(model, catalog.entries()))
     if revision == "" or (
         revision is not None and (len(revision) > 200 or ".." in revision or not revision.isprintable())
@@ -123,9 +123,16 @@ def _refuse_revision(revision: str | None) -> None:
         raise UsageError("revision_without_hub", revision=revision)
 
 
+def _is_hub_id(name: str) -> bool:
+    """Whether it is ORG/NAME, each of which begins with an ASCII letter or digit and has letters, digits, "_", "." and "-"."""
+    parts = name.split("/")
+    begun = all(part[:1].isascii() and part[:1].isalnum() and len(part) <= LONGEST_PART for part in parts)
+    return len(parts) == 2 and begun and all(part.translate(TO_LETTERS).isalnum() for part in parts)
+
+
 def _looks_like_path(model: str) -> bool:
     name, separator, _ = model.partition(":")
-    if separator and HUB_ID.fullmatch(name):  # ORG/NAME:FILE, whose FILE may look like a path
+    if separator and _is_hub_id(name):  # ORG/NAME:FILE, whose FILE may look like a path
         return False
     return model.startswith(("/", "./", "../", "~")) or model.endswith(FILE_SUFFIXES) or model.count("/") > 1
 

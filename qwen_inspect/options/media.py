@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from ..errors import UsageError
 from ..language import Language
+from ..standard import re
 from ..typed import TYPE_CHECKING
 from . import flag, given, model
 from .parser import Namespace, Parser

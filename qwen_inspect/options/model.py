@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Sequence
 
 from ..console import progress
@@ -107,7 +106,7 @@ def named(typed: str | None, options: Namespace) -> tuple[str, Sequence[Message]
         return typed, []
     pin, colon, rest = typed.partition(":")
     pin, rest = (pin + colon, rest) if pin in PINS else ("", typed)
-    name = re.split("[@:]", rest, maxsplit=1)[0]
+    name = rest.partition("@")[0].partition(":")[0]
     if not name or (not pin and os.path.lexists(os.path.expanduser(typed))):
         return typed, []
     from ..loaders import catalog

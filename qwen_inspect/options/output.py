@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterable
 
 from ..console import complain, is_terminal, one_line, print_text, screen_columns
 from ..errors import UsageError
 from ..language import LANGUAGES, Language, Message
+from ..standard import re
 from ..typed import TYPE_CHECKING, Any
 from .parser import Namespace, Parser
 

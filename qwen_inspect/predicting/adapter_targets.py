@@ -8,7 +8,6 @@ transformers_weight_conversion.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 
 from ..architectures.lora import read_lora
@@ -17,6 +16,7 @@ from ..errors import UnsupportedError, UsageError
 from ..results.lora import Lora, TrainedTensor
 from ..results.memory import Run
 from ..spec import ModelSpec, Module, each_module, each_tensor
+from ..standard import re
 from ..structure.adapters import trained_tensors
 from ..values import dataclass, replace
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from ..errors import UnsupportedError, UsageError
 from ..language import Message
+from ..standard import re
 from .allocator import (
     INTERVALS,
     LARGE_SEGMENT_BYTES,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
 
 from ..language import Message
 from ..loaders import gpus
 from ..results.memory import Run, context_range
 from ..results.timeline import Timeline, modules_of, operators_of
+from ..standard import re
 from ..tracing.scratch import ANY_MULTIPROCESSORS, varies_by_card
 from ..typed import TYPE_CHECKING
 from ..units import size as shown_size
 from .allocator import ROUNDING_BYTES
-from .on_device import BIASED_PRODUCT
+from .on_device import BIASED_PRODUCT, is_one_of
 from .uses import LINEAR
 from .workspaces import LT_WORKSPACE_BYTES, workspace_of
 
@@ -112,7 +112,7 @@ def part_assumptions(
     four_bits = any(operator.startswith("bitsandbytes.gemm") for operator in operators)
     linear = any(module.endswith(LINEAR) for module in modules)
     seeing = any("visual" in module and re.search(r"\bvisual\b", module) for module in modules)
-    biased = any(re.match(BIASED_PRODUCT, operator) for operator in operators)
+    biased = any(is_one_of(operator, BIASED_PRODUCT) for operator in operators)
     return (
         *([Message("assume_workspace_biases", bytes=LT_WORKSPACE_BYTES)] if biased and run.device == "cuda" else []),
         *(

@@ -13,13 +13,13 @@ UnsupportedError where a run is less regular than this.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import groupby, takewhile, zip_longest
 
 from ..errors import UnsupportedError
 from ..results.timeline import Stage
+from ..standard import re
 from ..values import dataclass
 from .kept_trace import Coefficients, KeptTrace
 from .optimizer_steps import OPTIMIZER

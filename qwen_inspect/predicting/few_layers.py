@@ -9,6 +9,7 @@ from ..results.model import Report
 from ..results.timeline import Timeline
 from ..spec import Module, each_module
 from ..tracing.towers import ADDING
+from ..standard import re
 from ..typed import Any
 from ..values import replace
 from .composition import composed_of
@@ -94,5 +95,5 @@ def tower_of(tree: Module, layers: int) -> str | None:
     """The name of the module that has the tower's layers, so many, named by their numbers; None if that is not clear."""
     names = (name.rpartition(".") for name, _ in each_module(tree))
     children = Counter(parent for parent, _, name in names if name.isdecimal())
-    stacks = [name for name, count in children.items() if count == layers and TOWERS.search(name)]
+    stacks = [name for name, count in children.items() if count == layers and re.search(TOWERS, name)]
     return stacks[0] if len(stacks) == 1 else None

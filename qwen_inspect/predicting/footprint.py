@@ -6,7 +6,6 @@ every other byte comes from the trace.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -386,4 +385,5 @@ def _alive(alive: Iterable[Allocate], uses: Mapping[int, str], of: Mapping[int, 
 
 @cache
 def _of_any_layer(module: str) -> str:
-    return re.sub(r"\.\d+\b", ".*", module) or "–"
+    first, *others = module.split(".")
+    return ".".join([first, *("*" if part.isdecimal() else part for part in others)]) or "–"

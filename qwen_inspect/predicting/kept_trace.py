@@ -7,7 +7,6 @@ another workload, must be reproduced to the byte, or the polynomials are rejecte
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -15,6 +14,7 @@ from math import gcd
 
 from ..errors import MalformedError, UnsupportedError
 from ..results.timeline import Allocate, ColumnSum, Event, Free, Stage, Timeline, allocations, frees
+from ..standard import json, loads
 from ..typed import TYPE_CHECKING, Any
 from ..values import dataclass, field
 
@@ -340,7 +340,7 @@ def unzipped(content: bytes) -> Any:
         raise ValueError(str(error)) from None
     if not unzipping.eof:
         raise ValueError(f"cut off, or of more than {LARGEST_BYTES} bytes")
-    return json.loads(text)
+    return loads(text)
 
 
 def load(content: bytes, *, file: str) -> KeptTrace:

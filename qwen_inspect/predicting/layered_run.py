@@ -7,7 +7,6 @@ pieces, and is composed in full.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 
 from ..results.exploration import Loop
@@ -21,6 +20,7 @@ from .on_device import (
     SORT,
     SORT_SCRATCH,
     WORKSPACE,
+    is_one_of,
     sort_scratch_bytes,
 )
 from .replay import WARM_UP, warm_up_bytes
@@ -182,8 +182,8 @@ def on_device(layered_run: LayeredRun, run: Run) -> LayeredRun:
     pieces = [piece._replace(doing=changed[id(piece.doing)]) for piece in layered_run.pieces]
     wanted = [(MATRIX_PRODUCT, workspace_of(run)), (BIASED_PRODUCT, LT_WORKSPACE_BYTES)]
     calls = []
-    for number, (pattern, size_bytes) in enumerate(wanted):
-        products = {operator for operator in operators if re.match(pattern, operator)}
+    for number, (names, size_bytes) in enumerate(wanted):
+        products = {operator for operator in operators if is_one_of(operator, names)}
         if products and (first := _first(pieces, products)) is not None:
             calls.append((first, number, size_bytes))
     for (piece, place), _, size_bytes in sorted(calls, reverse=True):

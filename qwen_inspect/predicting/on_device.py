@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from itertools import chain
@@ -16,8 +15,12 @@ from ..values import replace
 from .replay import load_and_cast, load_from_warm_up_block, load_one_by_one
 from .workspaces import LT_WORKSPACE_BYTES, has_cudnn_attention, workspace_of
 
-MATRIX_PRODUCT = r"(aten\.(mm|addmm|bmm|baddbmm|_grouped_mm)|bitsandbytes\.gemm_4bit\.(default|bias))\b"
-BIASED_PRODUCT = r"aten\.addmm\b|bitsandbytes\.gemm_4bit\.bias"  # tracing.kernels: BIASED_GEMM_4BIT
+BIASED_PRODUCT = ("aten.addmm", "bitsandbytes.gemm_4bit.bias")  # tracing.kernels: BIASED_GEMM_4BIT
+MATRIX_PRODUCT = (
+    *BIASED_PRODUCT,
+    *("aten.mm", "aten.bmm", "aten.baddbmm", "aten._grouped_mm"),
+    "bitsandbytes.gemm_4bit.default",
+)
 SORT = "aten.sort"  # and an overload, behind a dot
 SORT_SCRATCH = "aten.sort.scratch"
 SORT_CONSTANT_BYTES = 8 * 256 * 8 + 256 + 255
@@ -126,8 +129,8 @@ def _workspaces(timeline: Timeline, run: Run, operators: Collection[str]) -> lis
     Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, getCurrentCUDABlasHandle; as recorded in benchmarks/recorded.
     """
 
-    def first(pattern: str, begins: int) -> int | None:
-        wanted = {operator for operator in operators if re.match(pattern, operator)}
+    def first(products: Collection[str], begins: int) -> int | None:
+        wanted = {operator for operator in operators if is_one_of(operator, products)}
         events = enumerate(timeline.events[begins:] if wanted else (), begins)
         return next((i for i, event in events if isinstance(event, Allocate) and event.operator in wanted), None)
 
@@ -143,6 +146,15 @@ def _workspaces(timeline: Timeline, run: Run, operators: Collection[str]) -> lis
     return sorted(
         (index, Allocate(OWN_IDS + number, size, "", WORKSPACE)) for number, (index, size) in enumerate(calls, 1)
     )
+
+
+def is_one_of(operator: str, names: Collection[str]) -> bool:
+    """Whether the operator is one of these, or an overload of it."""
+    return any(operator.startswith(name) and not _goes_on(operator[len(name) :][:1]) for name in names)
+
+
+def _goes_on(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 def _without(timeline: Timeline, removed_ids: Collection[int]) -> Timeline:

@@ -7,7 +7,6 @@ itself, what is left of another segment, such as the output of the layer before,
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import groupby, pairwise
@@ -15,6 +14,7 @@ from operator import gt, lt
 
 from ..errors import UnsupportedError
 from ..results.timeline import Free, Stage, Timeline
+from ..standard import re
 from ..typed import Any, NamedTuple
 from ..values import dataclass, replace
 from .kept_trace import KeptTrace

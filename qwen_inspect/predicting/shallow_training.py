@@ -6,8 +6,6 @@ are polynomials in batch and tokens, they are fitted, so that one file serves ev
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +20,7 @@ from ..results.memory import Run
 from ..results.model import Report
 from ..results.timeline import ADAPTER, Allocate, Stage, Timeline, living
 from ..spec import Module, each_module
+from ..standard import json, re
 from ..tracing import CHUNK_TURNS
 from ..tracing.adapting import adapters_of
 from ..typed import Any
@@ -36,7 +35,7 @@ from .training import trained_of
 from .training_plan import Plan
 from .training_turns import FEWEST_CHUNKS, is_chunked, turns_of, with_chunks
 
-TOWERS = re.compile(r"\b(visual|vision|audio|encoder)")
+TOWERS = r"\b(visual|vision|audio|encoder)"
 MOST_OF_ALL = 3, 4  # a shallow model of more of the layers spares too little
 FEWEST_TOKENS = 8  # fewer rows take other kernels
 # (batch, tokens) of different alignments, by which sums over rows are vectorised; the last one checks. A single sequence is
@@ -267,7 +266,7 @@ def stack_of(tree: Module, layers: int) -> str | None:
     """The name of the module that has the decoder's layers, so many, named by their numbers; None if that is not clear."""
     names = (name.rpartition(".") for name, _ in each_module(tree))
     children = Counter(parent for parent, _, name in names if name.isdecimal())
-    stacks = [name for name, count in children.items() if count == layers and not TOWERS.search(name)]
+    stacks = [name for name, count in children.items() if count == layers and not re.search(TOWERS, name)]
     outermost = [name for name in stacks if not any(name.startswith(f"{other}.") for other in stacks)]
     return outermost[0] if len(outermost) == 1 else None
 

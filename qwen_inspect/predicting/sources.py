@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -16,6 +15,7 @@ from ..results.memory import Mode, Run
 from ..results.model import Report
 from ..results.timeline import Allocate, Timeline
 from ..spec import LinearAttention, ModelSpec, Module, MoeMlp, SlidingAttention, each_module
+from ..standard import json
 from ..tracing import versions
 from ..typed import TYPE_CHECKING, Any, NamedTuple
 from ..values import dataclass, field, replace

@@ -8,11 +8,11 @@ Source: transformers 5.23, mamba_selective_scan in models/mamba/modeling_mamba.p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from ..errors import UnsupportedError
 from ..results.timeline import Allocate, Event, Free, Stage, Timeline
+from ..standard import re
 from ..typed import NamedTuple
 from ..values import dataclass, replace
 from .kept_trace import KeptTrace

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from ..loaders.gpus import compute_capability
 from ..results.memory import Run
+from ..standard import re
 
 # Per cuBLAS handle and stream: 2 x 4096 KiB + 8 x 16 KiB; on Hopper (compute capability 9.0) 32 MiB.
 # Source: torch 2.13, aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize.

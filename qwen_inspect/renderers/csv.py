@@ -10,9 +10,9 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
 
 from ..language import Language
+from ..standard import import_module
 from ..typed import Any
 from .terminal import safe
 

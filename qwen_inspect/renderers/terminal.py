@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
+from ..standard import re
 from .blocks import (
     Answer,
     Block,

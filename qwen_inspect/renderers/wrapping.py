@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from itertools import pairwise
 
+from ..standard import re
 from .characters import columns_of, width
 
 JOINED = "\xa0"
@@ -13,13 +13,28 @@ JOINED = "\xa0"
 NEVER_FIRST = frozenset("，。、；：？！）】》」』〉〕”’…—·％),.;:?!%]}" + JOINED)
 NEVER_LAST = frozenset("（【《「『〈〔“‘([{")
 # Compiled where they are first used, for most text fits as it is.
-QUANTITY = r"(?<=\d) (?=(?:[KMGT]i?)?B\b)"  # a number stays with its unit
+UNITS = ("B", *(f"{prefix}{binary}B" for prefix in "KMGT" for binary in ("", "i")))
 AFTER = r"(?<=[/._=&?,-])"  # where a word wider than a line is broken
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text; a number stays with its unit."""
+    words = text.split(" ")
+    if "B" in text:
+        for place in range(len(words) - 1, 0, -1):
+            if words[place - 1][-1:].isdecimal() and _begins_with_unit(words[place]):
+                words[place - 1 : place + 1] = [f"{words[place - 1]}{JOINED}{words[place]}"]
+    return words
+
+
+def _begins_with_unit(word: str) -> bool:
+    ends = [word[len(unit) :][:1] for unit in UNITS if word.startswith(unit)]
+    return any(not (end.isalnum() or end == "_") for end in ends)
 
 
 def units(text: str) -> Iterable[str]:
     """The pieces of `text` that are not broken: words, and single Chinese characters with their punctuation."""
-    for word in re.sub(QUANTITY, JOINED, text).split(" "):
+    for word in _words(text):
         yield from _parts(word)
 
 
@@ -29,7 +44,7 @@ def wrapped(text: str, columns: int, *, indent: str = "") -> list[str]:
         return [text.replace(JOINED, " ")]
     lines: list[str] = []
     line, taken = "", 0
-    for word in re.sub(QUANTITY, JOINED, text).split(" "):
+    for word in _words(text):
         space = " " if taken else ""
         for part in _parts(word):
             wide = width(part)

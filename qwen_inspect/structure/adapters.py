@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from ..architectures import StoredForm
@@ -13,6 +12,7 @@ from ..results.counts import Cause, Check, Unexplained
 from ..results.lora import Lora, TrainedTensor
 from ..results.stored import AdapterWeights, KeptModules
 from ..spec import Module, each_module
+from ..standard import re
 
 PREFIX = "base_model.model."
 # Whose weights are (experts, inputs, outputs). Source: transformers 5.23, use_experts_implementation(is_transposed=True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from ..architectures import StoredForm
 from ..checkpoint import Tensor
 
 EXPERTS = ".experts."  # in the name of an expert's matrix
-EXPERT = re.compile(r"\.experts\.\d+\.")
+EXPERT = r"\.experts\.\d+\."
 MOST_REMEMBERED = 8  # parts of a tensor's form; more are all experts' matrices, too many to hold
+
+
+def is_of_expert(name: str) -> bool:
+    """Whether a tensor of this name is of one expert."""
+    number, dot, _ = name.partition(EXPERTS)[2].partition(".")
+    return bool(dot) and number.isdecimal()
 
 
 def first_form(tensor: Tensor, form: StoredForm) -> tuple[Tensor, ...]:
@@ -18,7 +23,7 @@ def first_form(tensor: Tensor, form: StoredForm) -> tuple[Tensor, ...]:
     if len(tensor.shape) != 3 or tensor.shape[0] < 2:
         return ()
     first = form(Tensor(tensor.name, (1, *tensor.shape[1:]), tensor.dtype, tensor.file))
-    return first if all(EXPERT.search(matrix.name) for matrix in first) else ()
+    return first if all(is_of_expert(matrix.name) for matrix in first) else ()
 
 
 def remembered(form: StoredForm) -> StoredForm:

@@ -11,8 +11,9 @@ from ..declarations import MODEL_DTYPES
 from ..errors import MalformedError
 from ..results.quantisation import Mxfp4Experts, Part, Quantisation
 from ..spec import Module, each_module, each_tensor
+from ..standard import re
 from ..values import dataclass, field, replace
-from .experts import EXPERT, EXPERTS
+from .experts import EXPERT, EXPERTS, is_of_expert
 from .matrix_parts import parts_of
 
 
@@ -78,7 +79,7 @@ class Packing:
         """The tensors that files hold for one of the dense model's, and their roles; "" for one that is not quantised."""
         if dense.name in self.parts:
             return [(part.tensor, part.role) for part in self.parts[dense.name]]
-        first = EXPERT.sub(f"{EXPERTS}0.", dense.name) if EXPERTS in dense.name else dense.name
+        first = re.sub(EXPERT, f"{EXPERTS}0.", dense.name) if EXPERTS in dense.name else dense.name
         if first not in self.experts or first not in self.parts:
             return [(dense, "")]
         before, after = first.removesuffix("weight"), dense.name.removesuffix("weight")
@@ -217,7 +218,7 @@ def _matrices(
             full = Tensor(f"{prefix}.{tensor.name}", tensor.shape, tensor.dtype)
             count, *sides = tensor.shape
             first = form(Tensor(full.name, (1, *sides), full.dtype)) if together and len(sides) == 2 else ()
-            if first and all(EXPERT.search(matrix.name) for matrix in first):
+            if first and all(is_of_expert(matrix.name) for matrix in first):
                 yield from ((matrix, prefix, linear, count) for matrix in first)
             else:
                 yield from ((matrix, prefix, linear, 1) for matrix in form(full))

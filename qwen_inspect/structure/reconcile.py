@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -12,6 +11,7 @@ from ..declarations import MODEL_DTYPES
 from ..errors import UnsupportedError
 from ..language import Message
 from ..results.counts import Cause, Check, Unexplained
+from ..standard import re
 from ..typed import TYPE_CHECKING
 from ..values import replace
 

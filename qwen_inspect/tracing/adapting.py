@@ -7,13 +7,12 @@ by `prepare_model_for_kbit_training`: everything that is not quantised is cast t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 
 from ..errors import UnavailableError, UnsupportedError
 from ..results.quantisation import Bnb4
+from ..standard import import_module, re
 from ..typed import TYPE_CHECKING, Any
 from ..values import dataclass
 from .kernels import replaced

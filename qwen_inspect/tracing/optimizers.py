@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 
 from ..results.training import LOOPS, Loop
+from ..standard import re
 from ..typed import Any
 from .adapting import bitsandbytes
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from ...language import Language
+from ...standard import import_module
 from ...typed import Any
 from ...units import size
 

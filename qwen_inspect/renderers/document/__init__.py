@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 
 from ...language import Language
+from ...standard import import_module
 from ...typed import Any
 from ...values import dataclass
 from .. import answers

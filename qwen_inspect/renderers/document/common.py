@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
@@ -10,6 +9,7 @@ from ...language import Language, Message
 from ...results.counts import Check, ParameterCounts
 from ...results.model import Report
 from ...spec import Module
+from ...standard import re
 from ...typed import TYPE_CHECKING, Literal, TypeVar
 from ...units import count, mib, percent, short_count, signed, size
 from ...values import dataclass, replace
@@ -247,7 +247,7 @@ def prompt_label(run: Run) -> str:
 def about_both(say: Language, key: str, check: Check, **values: object) -> str:
     """A sentence about both witnesses of a check, with a space between Chinese and Latin words."""
     text = say(key, left=say(f"witness_{check.left}"), right=say(f"witness_{check.right}"), **values)
-    return re.sub("(?<=[\u4e00-\u9fff])(?=[A-Za-z])", " ", text)
+    return text if text.isascii() else re.sub("(?<=[\u4e00-\u9fff])(?=[A-Za-z])", " ", text)
 
 
 def check_blocks(checks: Sequence[Check], say: Language) -> list[Block]:
@@ -396,13 +396,17 @@ def shown_range(low: int, high: int | None, shown: Callable[[int | None], str], 
     return shown(low) if low == high else say("size_range", low=shown(low), high=shown(high))
 
 
-FIRST_SENTENCE = r".+?(?:。|\.(?= ))"
+def _first_sentence(text: str) -> str:
+    """Without its stop; a text in several lines as a whole."""
+    ends = [end for end in (text.find("。", 1), text.find(". ", 1)) if end > 0]
+    first = text[: min(ends)] if ends else text
+    return text if "\n" in first else first
 
 
 def notes(messages: Sequence[Message], say: Language, view: View) -> list[Block]:
     """A list of sentences; where the view is brief the first of each, and that there is more."""
     sentences = [say(message) for message in messages]
-    first = [(match[0][:-1] if (match := re.match(FIRST_SENTENCE, text)) else text) for text in sentences]
+    first = list(map(_first_sentence, sentences))
     if not view.brief or first == sentences:
         return [Items(sentences)]
     return [Items(first), Paragraph(say("notes_in_short"))]

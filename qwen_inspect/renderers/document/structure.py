@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from ...language import Language
@@ -15,6 +14,7 @@ from ...results.attention import (
 )
 from ...results.model import Report
 from ...spec import Module
+from ...standard import re
 from ...typed import Any
 from ...units import UNKNOWN, count, seconds, size
 from ...values import replace

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from ...checkpoint import Tensor
 from ...errors import NotFoundError
 from ...language import Language
 from ...results.model import Report
+from ...standard import re
 from ...units import count, mib, size
 from ...values import replace
 from ..blocks import Block, Fields, Heading, Paragraph, Table

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 
 from ... import __version__
 from ...language import Language
+from ...standard import import_module
 from ...typed import TYPE_CHECKING, Any
 from .. import answers
 
