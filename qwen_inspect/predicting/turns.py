@@ -15,6 +15,7 @@ from ..results.timeline import Event, Timeline, allocations, frees, modules_of
 from ..tracing import CHUNK_TURNS
 from ..values import replace
 from .kept_trace import CHUNK_TOKENS
+from .micro_batches import with_all_micro_batches
 
 LINEAR = "linear_attn"  # the module of linear attention in a layer
 ATTENTION, DECAYS = "self_attn", "aten.cumsum.default"  # Kimi's is named like any other; it alone sums decays up
@@ -32,9 +33,9 @@ def missing_turns(prompt_tokens: int, loops: Sequence[Loop]) -> int:
 
 
 def with_all_turns(timeline: Timeline, run: Run) -> Timeline:
-    """The run with a turn for each chunk of the prompt."""
-    if run.mode == "train":  # which is traced with all turns
-        return timeline
+    """The run with a turn for each chunk of the prompt; a training run, which is traced with them, with all its micro-batches."""
+    if run.mode == "train":
+        return with_all_micro_batches(timeline, run)
     loops = loops_of(timeline)
     turns = missing_turns(run.prompt_tokens, loops)
     if not turns:

@@ -16,10 +16,10 @@ from ..predicting.training_plan import plan_of
 from ..results.memory import Run
 from ..results.model import Report
 from ..results.ranks import DeviceMapReport, Parallelism, Place, RankBytes, RanksReport
-from ..results.training import Loop
 from ..structure.adapters import PREFIX
 from ..values import replace
 from .four_bits import four_bit_weights
+from .loops import check_loop, mixed_dtype
 from .plans import NOT_LOADED_BY_RANKS, built_plans, plans_of
 from .shares import Sharded, rank_bytes
 
@@ -31,10 +31,7 @@ def ranks_report(report: Report, run: Run, how: Parallelism) -> RanksReport:
     cannot cut it into so many parts, or if the weights are quantised.
     """
     check_training(run)
-    if run.autocast is not None:
-        raise UnsupportedError("autocast_ranks")
-    if run.loop != Loop() or run.transformers is not None:
-        raise UnsupportedError("loop_ranks")
+    check_loop(how, run)
     _check_read(report)
     if how.expert > 1 and how.tensor == how.fsdp == 1:
         # Expert ranks are ranks of another kind too; those that share one batch are tensor-parallel.
@@ -164,4 +161,8 @@ def _assumptions(how: Parallelism, run: Run) -> list[Message]:
         assumptions += [Message("assume_ranks_batch"), Message(f"assume_zero_{how.zero_stage}")]
         if how.zero_stage == 3 and how.ranks == how.fsdp and how.expert == 1:
             assumptions.append(Message("assume_gathered_train" if run.mode == "train" else "assume_gathered"))
+        if run.mode == "train" and run.loop.accelerated:
+            assumptions.append(Message("assume_ranks_accelerate"))
+        if (mixed := mixed_dtype(how, run)) is not None:
+            assumptions.append(Message("assume_ranks_mixed", dtype=mixed.torch_name))
     return assumptions

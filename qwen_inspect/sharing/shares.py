@@ -20,11 +20,12 @@ from ..results.attention import AnyLayerAttention, LayerAttention, LinearLayerAt
 from ..results.cache import CacheLayer
 from ..results.memory import Run
 from ..results.ranks import Parallelism, Plans, RankBytes
-from ..spec import Module, each_buffer, each_tensor
+from ..spec import Module, each_buffer, each_module, each_tensor
 from ..values import dataclass, replace
 from .adapters import check_adapters, rows_are_cut
-from .deepspeed import STATES, check_deepspeed, deepspeed_bytes
+from .deepspeed import check_deepspeed, deepspeed_bytes
 from .four_bits import FourBitWeights
+from .loops import check_optimizer, mixed_dtype, states_of
 
 MOST_RANKS = 1024
 COLUMNS = ("colwise", "colwise_gather_output", "colwise_rep")
@@ -39,9 +40,6 @@ KEY_PROJECTIONS = ("k_proj", "qkv_proj", "query_key_value")
 KEPT = "keep_full_weight"
 HEAD = "lm_head"
 STEP_BYTES = 4
-# Optimizers that can step on a mixture of cut and whole parameters, as under a tensor-parallel plan alone: foreach and fused
-# kernels refuse it. Source: torch 2.13, distributed/tensor/_dispatch.py, try_replicate_spec_for_scalar_tensor.
-PARAMETER_BY_PARAMETER = ("adamw_for_loop", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,10 +131,8 @@ def check(model: Sharded, how: Parallelism, run: Run) -> None:
         raise UnsupportedError("ranks_offload")
     if how.by_deepspeed:
         check_deepspeed(how, run)
-    if run.optimizer not in STATES:
-        raise UnsupportedError("ranks_optimizer", optimizer=run.optimizer)
-    if run.mode == "train" and how.tensor > 1 and how.fsdp == 1 and run.optimizer not in PARAMETER_BY_PARAMETER:
-        raise UnsupportedError("ranks_train_mixed", optimizer=run.optimizer)
+    if run.mode == "train":
+        check_optimizer(how, run)
     if how.tensor > 1 and not model.plans.tensor:
         raise UnsupportedError("ranks_no_plan", class_name=model.tree.class_name, option="--tp")
     if how.expert > 1 and not model.plans.expert:
@@ -192,7 +188,8 @@ class Part:
     """All that decides which part of a tensor a rank holds. stages: the pipeline stages that hold it.
 
     on_all: FSDP does not cut it. whole_gradient: an embedding cut by rows gets a gradient for all rows; not if it is tied to the
-    output layer, whose gradients cover its own rows, nor with FSDP, which shards them.
+    output layer, whose gradients cover its own rows, nor with FSDP, which shards them. states: of the optimizer, in the
+    parameter's dtype.
     """
 
     shape: tuple[int, ...]
@@ -204,6 +201,7 @@ class Part:
     whole_gradient: bool
     adapter: bool = False
     on_all: bool = False
+    states: int = 0
 
 
 def _parts(model: Sharded, stages: Stages, how: Parallelism, run: Run) -> Counter[Part]:
@@ -212,28 +210,32 @@ def _parts(model: Sharded, stages: Stages, how: Parallelism, run: Run) -> Counte
     is_trained = selects(run.trained, run.frozen)
     trains = run.mode == "train" and run.lora_rank is None
     styles = {tensor.name: _style(tensor.name, tensor_rules) for tensor in model.own}
+    widened = mixed_dtype(how, run) is not None
+    embedded = {name for name, module in each_module(model.tree) if module.class_name.endswith("Embedding")}
     own = (
         Part(
             shape=tensor.shape,
-            dtype=tensor.dtype,
+            dtype=DType.F32 if widened and trains and is_trained(tensor.name) else tensor.dtype,
             cut=cut_of(tensor, styles[tensor.name]),
             by_expert=_style(tensor.name, expert_rules) == "grouped_gemm",
             stages=stages.holding(tensor.name),
             trained=trains and is_trained(tensor.name),
             whole_gradient=styles[tensor.name] == "embedding_rowwise" and not model.tied,
+            states=states_of(tensor, run.optimizer, embedded),
         )
         for tensor in model.own
     )
     added = (
         Part(
             shape=tensor.shape,
-            dtype=tensor.dtype,
+            dtype=DType.F32 if widened else tensor.dtype,
             cut=Cut(dimension=0) if how.tensor > 1 and rows_are_cut(tensor) else None,
             by_expert=False,
             stages=stages.holding(tensor.name),
             trained=True,
             whole_gradient=False,
             adapter=True,
+            states=states_of(tensor, run.optimizer, embedded),
         )
         for tensor in model.adapters
     )
@@ -362,7 +364,7 @@ def _share_of(part: Part, how: Parallelism, place: int, run: Run) -> Share:
         adapters=weights if part.adapter else 0,
         gradients=(_bytes(math.prod(part.shape), part.dtype) if whole else weights) if part.trained else 0,
         # States are not padded; fused AdamW also keeps its step counter on the device.
-        optimizer=STATES[run.optimizer] * (weights - padding) + STEP_BYTES * (run.optimizer == "adamw_fused")
+        optimizer=part.states * (weights - padding) + STEP_BYTES * (run.optimizer == "adamw_fused")
         if part.trained
         else 0,
     )
@@ -477,7 +479,7 @@ def _gathered(model: Sharded, how: Parallelism, run: Run) -> int | None:
         return None
     if how.by_deepspeed:
         return 0 if how.zero_stage < 3 else None
-    units = _units(model, how.fsdp)
+    units = _units(model, how.fsdp, mixed_dtype(how, run))
     if how.zero_stage == 2:
         return sum(units.values())
     root, kept = units.pop(None, 0), units.pop(KEPT, 0)
@@ -495,8 +497,10 @@ def _neighbours(sizes: Sequence[int]) -> Iterator[int]:
     yield from map(sum, pairwise(sizes))
 
 
-def _units(model: Sharded, ranks: int) -> dict[str | None, int]:
-    """Bytes of each gathered FSDP unit, in module order. Keys: `KEPT` for units that stay gathered, `None` for no unit."""
+def _units(model: Sharded, ranks: int, dtype: DType | None) -> dict[str | None, int]:
+    """Bytes of each gathered FSDP unit, in module order. Keys: `KEPT` for units that stay gathered, `None` for no unit. dtype: in
+    which they are gathered, if not their own.
+    """
     plan = dict(model.plans.fsdp)
     embedding = next((name for name in plan if name.rpartition(".")[2] == "embed_tokens"), None)
     if model.tied and embedding is not None:  # FSDP wraps it once, by the output layer's rule
@@ -506,7 +510,7 @@ def _units(model: Sharded, ranks: int) -> dict[str | None, int]:
         if not tensor.shape:
             raise UnsupportedError("ranks_scalar")
         rows = ranks * chunk(tensor.shape[0], ranks, 0)
-        sizes[_unit(tensor.name, plan)] += _bytes(rows * math.prod(tensor.shape[1:]), tensor.dtype)
+        sizes[_unit(tensor.name, plan)] += _bytes(rows * math.prod(tensor.shape[1:]), dtype or tensor.dtype)
     return dict(sizes)
 
 

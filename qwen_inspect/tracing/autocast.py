@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from ..results.timeline import Event
 from ..typed import Any
 from .kernels import replaced
+from .one_rank import by_mesh
 
 # CUDA's operator lists by compute dtype, where they differ from CPU's; listed operators in none of these compute in float32.
 # Source: torch 2.13, ATen/autocast_mode.h: AT_FORALL_LOWER_PRECISION_FP and autocast_mode.cpp, AT_FORALL_PROMOTE, and
@@ -200,4 +201,22 @@ def clip(model: Any, optimizer: Any, scaler: Any) -> Any:
 
     if scaler is not None:
         scaler.unscale_(optimizer)
-    return torch.nn.utils.clip_grad_norm_(list(model.parameters()), 1.0)
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    groups = by_mesh(parameter.grad for parameter in parameters)
+    if len(groups) < 2:
+        return torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    return _clip_by_mesh(parameters, groups)
+
+
+def _clip_by_mesh(parameters: list[Any], gradients: list[list[Any]]) -> Any:
+    """Where ranks share some parameters and have others whole. Source: transformers 5.23, trainer.py, _mixed_mesh_grad_norm"""
+    import torch
+
+    norms = []
+    for group in gradients:
+        norm = torch.nn.utils.get_total_norm(group)
+        norms.append(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    for group in by_mesh(parameters):
+        torch.nn.utils.clip_grads_with_norm_(group, 1.0, total)
+    return total

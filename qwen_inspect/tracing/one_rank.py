@@ -8,7 +8,8 @@ Sources: torch 2.13, torch/testing/_internal/distributed/fake_pg.py; transformer
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from ..results.ranks import Place
@@ -69,6 +70,34 @@ def cut(model: Any, place: Place) -> Any:
     return model
 
 
+def cut_by_accelerate(model: Any, place: Place, *, dtype: str | None) -> Any:
+    """The rank's shard of a model on meta, by FSDP2 as accelerate's own code applies it. dtype: of its mixed precision, in which
+    trained parameters are sharded in float32, computed with and reduced in `dtype`, without autocast.
+
+    Source: accelerate 1.15, utils/fsdp_utils.py, fsdp2_prepare_model; accelerator.py, _prepare_fsdp2
+    """
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+    from torch.distributed import init_device_mesh
+
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        reshard_after_forward=place.how.zero_stage == 3,
+        auto_wrap_policy="transformer_based_wrap",
+        cpu_ram_efficient_loading=False,
+        mixed_precision_policy=dtype and dtype.replace("bfloat", "bf").replace("float", "fp"),
+    )
+    accelerator = types.SimpleNamespace(
+        state=types.SimpleNamespace(fsdp_plugin=plugin),
+        torch_device_mesh=init_device_mesh("cpu", (place.how.fsdp,), mesh_dim_names=("fsdp",)),
+        parallelism_config=types.SimpleNamespace(fsdp_dim_names=("fsdp",)),
+        mixed_precision=dtype or "no",
+        is_main_process=False,
+        device="cpu",
+    )
+    return fsdp2_prepare_model(accelerator, model)
+
+
 def materialise(model: Any) -> None:
     """Moves this rank's shards of parameters and buffers off meta and ties weights again."""
     model.to_empty(device="cpu")
@@ -80,6 +109,14 @@ def local(tensor: Any) -> Any:
     from torch.distributed.tensor import DTensor
 
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
+def by_mesh(tensors: Iterable[Any]) -> list[list[Any]]:
+    """DTensors grouped by their mesh, and other tensors, which have none: kernels of many tensors take one kind."""
+    groups: dict[Any, list[Any]] = {}
+    for tensor in tensors:
+        groups.setdefault(getattr(tensor, "device_mesh", None), []).append(tensor)
+    return list(groups.values())
 
 
 def shared_types() -> tuple[type, ...]:

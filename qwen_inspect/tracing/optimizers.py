@@ -8,6 +8,7 @@ from ..results.training import LOOPS, Loop
 from ..standard import re
 from ..typed import Any
 from .adapting import bitsandbytes
+from .one_rank import by_mesh
 
 UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 # Classes of bitsandbytes.optim. Source: bitsandbytes 0.50, optim/adamw.py, optim/lion.py
@@ -58,7 +59,8 @@ def optimizer_of(name: str, model: Any, loop: Loop = LOOPS[None]) -> Any:
 
 
 def _groups(model: Any, loop: Loop) -> list[Any]:
-    """The trained parameters, for Trainer in its two groups: with weight decay (whose default is 0) and without.
+    """The trained parameters, for Trainer in its two groups: with weight decay (whose default is 0) and without, and of
+    tensor-parallel ones those that are cut apart from those that are whole.
 
     Source: transformers 5.23, trainer.py, create_optimizer (with its 32-bit states for embeddings) and get_decay_parameter_names
     """
@@ -71,7 +73,10 @@ def _groups(model: Any, loop: Loop) -> list[Any]:
     groups: tuple[list[Any], list[Any]] = [], []
     for name, parameter in trained:
         groups[name.rpartition(".")[0] in norms or UNDECAYED.search(name.lower()) is not None].append(parameter)
-    return [{"params": group, "weight_decay": 0.0} for group in groups]
+    parts: list[list[Any]] = [*groups]
+    if len(by_mesh(parameter for _, parameter in trained)) > 1:
+        parts = [part for group in groups for part in by_mesh(group)]
+    return [{"params": part, "weight_decay": 0.0} for part in parts]
 
 
 def _embeddings(model: Any) -> Iterable[Any]:

@@ -37,6 +37,8 @@ def train(
     for _ in range(steps):
         for number in range(accumulate):
             stage("forward")
+            if loop.accelerated and accumulate > 1:
+                _reduce_gradients(model, number == accumulate - 1)
             if loop.ema and averaged is None:
                 averaged = average()
             if loop.by_trainer:
@@ -85,6 +87,15 @@ def train(
     return loss, logged, outputs, norm, total, ahead, batch, optimizer, scaler, averaged
 
 
+def _reduce_gradients(model: Any, reduced: bool) -> None:
+    """Whether FSDP2 shards the gradients of the next backward, or keeps them whole until they are all summed up.
+
+    Source: transformers 5.23, trainer.py, _run_epoch; accelerate 1.15, Accelerator.accumulate and no_sync
+    """
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(reduced)
+
+
 def _labelled(model: Any, inputs_of: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], Any]:
     inputs = inputs_of()
     return inputs, inputs.pop("labels") if "labels" in inputs else labels_of(model, inputs["input_ids"])
@@ -103,7 +114,29 @@ def _counted(model: Any, batches: list[tuple[dict[str, Any], Any]]) -> tuple[Any
 
     shifted = LOSS_MAPPING.get(model.loss_type) is ForCausalLMLoss and not model.config.is_encoder_decoder
     labels = (labels[..., 1:] if shifted else labels for _, labels in batches)
-    return batches, {"num_items_in_batch": sum(each.ne(-100).sum() for each in labels) / 1}
+    count = _of_all_ranks(sum(each.ne(-100).sum() for each in labels))
+    return batches, {"num_items_in_batch": count / 1}
+
+
+def _of_all_ranks(count: Any) -> Any:
+    """The sum of a number on all ranks, if there are several.
+
+    Source: transformers 5.23, trainer.py, _get_num_items_in_batch (average_tokens_across_devices)
+    """
+    import torch.distributed as dist
+
+    return _gathered(count).sum() if dist.is_available() and dist.is_initialized() else count
+
+
+def _gathered(number: Any) -> Any:
+    """A number of each rank. Source: accelerate 1.15, utils/operations.py, _gpu_gather, as with NCCL"""
+    import torch
+    import torch.distributed as dist
+
+    number = number.clone()[None]
+    numbers = torch.empty(dist.get_world_size(), dtype=number.dtype, device=number.device)
+    dist.all_gather_into_tensor(numbers, number)
+    return numbers.view(-1)
 
 
 def _zero(model: Any) -> Any:

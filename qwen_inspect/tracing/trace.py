@@ -27,7 +27,7 @@ from ..results.timeline import ADAPTER, Timeline
 from ..results.training import Loop
 from ..spec import ModelSpec
 from ..typed import Any, Literal
-from ..values import dataclass
+from ..values import dataclass, replace
 from .adapting import (
     Adapters,
     adapt,
@@ -51,6 +51,7 @@ from .known_values import known_values
 from .media import media_inputs, refuse_a_trained_tower, stages_of, tower_that_hears
 from .one_rank import (
     cut,
+    cut_by_accelerate,
     gathering,
     local,
     logits_shape_known,
@@ -163,6 +164,9 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
         raise UnsupportedError("trace_flash_media")
     from huggingface_hub.errors import StrictDataclassError
 
+    requested = workload
+    if _is_by_accelerate(workload, place):
+        workload = replace(workload, autocast=None)
     recorder = Recorder()
     collecting = gc.isenabled()
     gc.disable()  # A cycle must not be freed at a moment of the collector's choice.
@@ -184,7 +188,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
                 stack.enter_context(nullcontext() if workload.device == "cpu" else cuda_lists())
             if workload.lora is not None:
                 stack.enter_context(fake_parameters())
-            model = _fake_model(spec, config, workload, place, recorder, stack)
+            model = _fake_model(spec, config, workload, place, recorder, stack, requested.autocast)
             if workload.media is not None and workload.mode == "train":
                 refuse_a_trained_tower(model)
             run = _runs(model, spec, workload)
@@ -254,8 +258,10 @@ def _fake_model(
     place: Place | None,
     recorder: Recorder,
     stack: ExitStack,
+    dtype: str | None,
 ) -> Any:
-    """The model on fake tensors, whole or one rank's shard; enters the fake mode for what follows."""
+    """The model on fake tensors, whole or one rank's shard; enters the fake mode for what follows. dtype: of mixed precision."""
+    import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     without_data = FakeTensorMode(allow_non_fake_inputs=True)
@@ -263,15 +269,21 @@ def _fake_model(
         stack.enter_context(without_data)
         return _build(spec, config, workload, recorder, stack)
     stack.enter_context(standing_at(place))
-    with unloaded():
+    by_accelerate = _is_by_accelerate(workload, place)
+    with torch.device("meta") if by_accelerate else unloaded():
         model = _build(spec, config, workload, recorder, stack)
-    model = cut(model, place)
+    model = cut_by_accelerate(model, place, dtype=dtype) if by_accelerate else cut(model, place)
     stack.enter_context(without_data)
     materialise(model)
     stack.enter_context(gathering(recorder.named, recorder.resize))
     stack.enter_context(shapes_worked_out(recorder.paused))
     stack.enter_context(logits_shape_known(model, workload.batch))
     return model
+
+
+def _is_by_accelerate(workload: TraceRequest, place: Place | None) -> bool:
+    """Whether accelerate applies FSDP2, with a mixed precision that takes autocast's place."""
+    return place is not None and place.how.fsdp > 1 and workload.mode == "train" and workload.loop.accelerated
 
 
 def _build(

@@ -195,7 +195,7 @@ def test_fit_answers_and_does_not_search_where_each_length_has_other_requests(
         (["--mode", "forward", "--transformers", "4.53"], 7, "not of forward"),
         (["--mode", "train", "--transformers", "4.57", "--loop", "trainer"], 7, "--loop trainer is that of 5.23"),
         (["--mode", "train", "--transformers", "4.57", "--attention", "eager"], 7, "--attention sdpa"),
-        (["--mode", "train", "--keep-gradients", "--tp", "2"], 7, "--keep-gradients"),
+        (["--mode", "train", "--ema", "--tp", "2"], 7, "--ema"),
         (["--mode", "train", "--transformers", "4.57", "--device", "cpu"], 2, "--device"),
         (["--loss", "liger"], 2, "--loss is for --mode train"),
         (["--mode", "train", "--loss", "trl", "--device", "cpu"], 2, "--device cannot be given"),
@@ -217,7 +217,7 @@ def test_fit_answers_and_does_not_search_where_each_length_has_other_requests(
             2,
             "2 tokens",
         ),
-        (["--mode", "train", "--loop", "sft", "--packing", "4", "--fsdp", "2"], 7, "--loop"),
+        (["--mode", "train", "--loop", "sft", "--packing", "4", "--fsdp", "2"], 7, "--loss"),
     ],
 )
 def test_what_is_contradictory_or_unknown_is_one_line(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import pytest
@@ -21,8 +22,10 @@ from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.predicting import sources
 from qwen_inspect.predicting.footprint import traced_footprint
 from qwen_inspect.predicting.sources import trace_request
-from qwen_inspect.results.memory import Moment, Optimizer, Run
+from qwen_inspect.results.memory import Autocast, Moment, Optimizer, Run
 from qwen_inspect.results.ranks import Parallelism, Place, RankBytes
+from qwen_inspect.results.timeline import Allocate, Free, living
+from qwen_inspect.results.training import Loop, loop_of
 from qwen_inspect.sharing.ranks import ranks_report, with_peaks
 from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.tracing.adapting import Adapters
@@ -33,7 +36,7 @@ from ..support.distributed_runs import BATCH, FOLLOWED_NEW, FOLLOWED_PROMPT, NEW
 from ..support.families import FAMILIES
 from ..support.following import Change, follow
 from ..support.following import Run as Following
-from ..support.real_training import STEP_COUNTER_BYTES, on_cpu
+from ..support.real_training import STEP_COUNTER_BYTES, is_of_loop, on_cpu
 from ..support.shared_models import EXPERTS, LINEAR, MODELS, QWEN3, named
 from ..support.small_models import small_config
 
@@ -83,13 +86,26 @@ class Job:
     followed: bool = False
     lora: int | None = None
     targets: str = "all-linear"
+    loop: Literal["trainer"] | None = None
+    accumulate: int = 1
+    autocast: Autocast | None = None
+    checkpointing: bool = False
+    clip: bool = False
+    keep_gradients: bool = False
+    ema: bool = False
 
     @property
     def name(self) -> str:
         degrees = " ".join(f"{name}={ranks}" for name, ranks in self.degrees)
         trained = f" {self.optimizer} stage {self.zero_stage}" if self.optimizer else ""
         adapters = f" lora {self.lora} {self.targets}" if self.lora else ""
-        return f"{self.model} {degrees}{trained}{adapters}"
+        facts = ("loop", "accumulate", "autocast", "checkpointing", "clip", "keep_gradients", "ema")
+        further = (f" {fact} {value}" for fact in facts if (value := getattr(self, fact)) != getattr(Job, fact))
+        return f"{self.model} {degrees}{trained}{adapters}{''.join(further)}"
+
+    @property
+    def facts(self) -> Loop:
+        return loop_of(self.loop, clip=self.clip or None, keep_gradients=self.keep_gradients or None, ema=self.ema)
 
     @property
     def how(self) -> Parallelism:
@@ -111,6 +127,13 @@ class Job:
             "followed": self.followed,
             "lora": self.lora,
             "targets": self.targets if self.targets == "all-linear" else self.targets.split(","),
+            "loop": self.loop,
+            "accumulate": self.accumulate,
+            "autocast": self.autocast,
+            "checkpointing": self.checkpointing,
+            "clip": self.clip,
+            "keep_gradients": self.keep_gradients,
+            "ema": self.ema,
         }
 
 
@@ -130,12 +153,16 @@ def trained(
     follow: bool = True,
     lora: int | None = None,
     targets: str = "all-linear",
+    facts: Mapping[str, Any] = MappingProxyType({}),
     **degrees: int,
 ) -> Job:
     of_model = followed(model, **degrees)
-    return replace(of_model, optimizer=optimizer, zero_stage=zero_stage, followed=follow, lora=lora, targets=targets)
+    return replace(
+        of_model, optimizer=optimizer, zero_stage=zero_stage, followed=follow, lora=lora, targets=targets, **facts
+    )
 
 
+BY_TRAINER = {"loop": "trainer", "accumulate": 2, "autocast": "bfloat16"}
 # Linear modules that plans cut by columns.
 COLUMNS = "q_proj,k_proj,v_proj,gate_proj,up_proj"
 JOBS: Mapping[int, tuple[Job, ...]] = {
@@ -156,6 +183,11 @@ JOBS: Mapping[int, tuple[Job, ...]] = {
         trained("qwen3", fsdp=2, lora=3),
         trained("llama", fsdp=2, zero_stage=2, follow=False, lora=3),
         trained("qwen3 in 4 bits", fsdp=2, follow=False, lora=3),
+        trained("qwen3 tied", "adamw_fused", fsdp=2, facts=BY_TRAINER),
+        trained("qwen3", "adamw_for_loop", fsdp=2, lora=3, facts=BY_TRAINER | {"checkpointing": True}),
+        trained("qwen3", "muon", fsdp=2, facts={"accumulate": 2, "clip": True, "keep_gradients": True}),
+        trained("qwen3", "sgd_momentum", fsdp=2, follow=False),
+        trained("qwen3", "adamw_fused", tp=2, facts=BY_TRAINER),
         *(trained(model, "adamw_for_loop", tp=2) for model in ("qwen3_moe", "llama")),
         *(trained(model, "adamw_for_loop", tp=2, follow=False) for model in ("qwen3", "qwen3 tied")),
         trained("qwen3 tied", "adamw_for_loop", tp=2, follow=False, lora=3, targets=COLUMNS),
@@ -197,6 +229,11 @@ REFUSED: tuple[tuple[Job, str, str], ...] = (
         "ranks_adapters_style",
         "is invalid for",
     ),
+    (trained("qwen3", "adafactor", fsdp=2), "ranks_optimizer_adafactor", "mixed torch.Tensor and DTensor"),
+    (trained("qwen3", "adamw_8bit", fsdp=2), "ranks_optimizer_bitsandbytes", "mixed torch.Tensor and DTensor"),
+    (trained("qwen3", "lion", fsdp=2), "ranks_optimizer_bitsandbytes", "not have a sharding strategy"),
+    (trained("qwen3", fsdp=2, follow=False, facts={"ema": True}), "ranks_ema", "does not support deepcopy"),
+    (trained("qwen3", "adamw_for_loop", tp=2, facts={"clip": True}), "ranks_clip", "mixed torch.Tensor and DTensor"),
     (trained("qwen3", "adamw_for_loop", pp=2), "ranks_train_pipeline", "'NoneType' object has no attribute 'backward'"),
     (job("qwen3", tp=2, pp=2), "ranks_with_pipeline", "KeyError: 'model."),
     (job("qwen3", fsdp=2, pp=2), "ranks_with_pipeline", "Combining FSDP with pipeline parallelism is not supported"),
@@ -260,6 +297,9 @@ def predicted(one: Job, directory: Path) -> list[RankBytes]:
         optimizer=one.optimizer or Run().optimizer,
         lora_rank=one.lora,
         lora_targets=tuple(one.targets.split(",")),
+        accumulate=one.accumulate,
+        autocast=one.autocast,
+        loop=one.facts,
     )
     found = ranks_report(inspect(str(directory)), run, one.how)
     return [group for rank in range(one.how.ranks) for group in found.ranks if rank in group.ranks]
@@ -267,13 +307,18 @@ def predicted(one: Job, directory: Path) -> list[RankBytes]:
 
 GENERATED = [one for jobs in JOBS.values() for one in jobs if not one.optimizer]
 TRAINED = [one for jobs in JOBS.values() for one in jobs if one.optimizer]
-# The first and the last rank. Of adapters the first alone: the last one pads its parts as it loads them, before it is followed.
+# The last rank, whose parts may be smaller than the first's; that one too where time does not matter. Of adapters and of
+# accelerate's FSDP2 the first alone: the last one pads its parts as it loads them, before it is followed.
 FOLLOWED = [
-    (one, rank)
+    case
     for jobs in JOBS.values()
     for one in jobs
     if one.followed
-    for rank in ((0,) if one.lora else (0, one.how.ranks - 1))
+    for case in (
+        [(one, 0)]
+        if one.lora or (one.loop and one.how.fsdp > 1)
+        else [pytest.param(one, 0, marks=pytest.mark.exhaustive), (one, one.how.ranks - 1)]
+    )
 ]
 
 
@@ -311,8 +356,10 @@ def test_each_rank_trains_with_the_bytes_that_are_predicted(
         assert [rank["weights"] for rank in found] == [rank.weights + rank.adapters for rank in expected]
     if one.lora is None or "tp" in dict(one.degrees):
         assert [rank["rows"] for rank in found] == [rank.weights - rank.padding + rank.adapters for rank in expected]
-    assert [rank["gradients"] for rank in found] == [rank.gradients for rank in expected]
     assert [rank["optimizer"] for rank in found] == [rank.optimizer for rank in expected]
+    if one.loop:  # Trainer has dropped them
+        return
+    assert [rank["gradients"] for rank in found] == [rank.gradients for rank in expected]
     if all(rank.gathered is not None for rank in expected):  # not told where they are tensor-parallel ones too
         assert [rank["gathered"] for rank in found] == [rank.gathered for rank in expected]
 
@@ -336,9 +383,17 @@ def test_each_rank_asks_for_the_memory_that_its_trace_says(
         optimizer=one.optimizer or "none",
         device="cpu",
         lora=None if one.lora is None else Adapters(rank=one.lora, targets=("all-linear",)),
+        accumulate=one.accumulate,
+        autocast=one.autocast,
+        checkpointing=one.checkpointing,
+        loop=one.facts,
     )
-    timeline = trace(spec, config, workload, Place(how=one.how, rank=rank))
-    left = follow(changes, on_cpu(timeline), Following({}, {}, {})).scratch
+    events = on_cpu(trace(spec, config, workload, Place(how=one.how, rank=rank)))
+    if one.loop:  # which has returned, and with it what it named
+        made = {event.id for event in events if isinstance(event, Allocate)}
+        events = [event for event in events if event.id in made]
+        events += [Free(event.id) for event in living(events) if is_of_loop(event) and event.operator != "parameter"]
+    left = follow(changes, events, Following({}, {}, {})).scratch
     assert {change.size_bytes for change in left.values()} <= {STEP_COUNTER_BYTES}
 
 

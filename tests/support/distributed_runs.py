@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
@@ -26,16 +28,18 @@ from torch.distributed import _functional_collectives
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+from torch.optim import swa_utils
 from transformers.distributed import DistributedConfig
 
 from qwen_inspect.results.ranks import Parallelism, Place
 from qwen_inspect.tracing.one_rank import cut, materialise, unloaded
 from qwen_inspect.tracing.optimizers import optimizer_of
 
-from .following import profiled
+from .following import mark, profiled
 
 BATCH, PROMPT, NEW = 2, 7, 4
 FOLLOWED_PROMPT, FOLLOWED_NEW, STEPS = 48, 2, 2
+OPTIMIZERS = {"adamw_fused": "adamw_torch_fused", "adamw_for_loop": "adamw_torch"}  # Trainer's names
 MOMENT_SECONDS, LONGEST_SECONDS = 0.001, 0.2
 
 
@@ -230,53 +234,136 @@ def cut_and_adapted(job: dict[str, Any], models: Path) -> Any:
 
 
 def trained(job: dict[str, Any], models: Path) -> dict[str, Any]:
+    if job["loop"]:
+        return by_trainer(job, models)
     by_torch = list(job["parallel"]) == ["fsdp_size"]
     load = loaded if not job["lora"] else adapted if by_torch else cut_and_adapted
     if job["followed"] or not by_torch:
         model = load(job, models)
-    changes = followed(lambda: some_steps(model, job["optimizer"])) if job["followed"] else []
+    changes = followed(lambda: some_steps(model, job)) if job["followed"] else []
     weights = None  # where transformers cuts, a part on CPU shares the storage of the whole tensor that was read
     if by_torch:
         by_peft = in_four_bits if "quantization_config" in job["model"] else adapted
         model = (by_peft if job["lora"] else wrapped)(job, models)
         weights = allocated(model.parameters()) + scales(model)
     optimizer = optimizer_of(job["optimizer"], model)
+    if job["ema"]:
+        swa_utils.AveragedModel(model)
     seen = [0]
     for module in [*(layer.mlp for layer in model.model.layers), model.lm_head]:
         module.register_forward_pre_hook(lambda *_: seen.append(gathered(model)))
         module.register_full_backward_pre_hook(lambda *_: seen.append(gathered(model)))
     model(input_ids=prompt(), labels=prompt(), use_cache=False).loss.backward()
     gradients = [one.grad for one in model.parameters() if one.requires_grad]
+    if job["clip"]:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    counted = ("exp_avg", "exp_avg_sq", *(["step"] if job["optimizer"] == "adamw_fused" else []))  # else on the host
-    states = [one for state in optimizer.state.values() for name, one in state.items() if name in counted]
     return {
         "weights": weights,
         "rows": held(model.parameters()),
         "gradients": allocated(gradients),
-        "optimizer": allocated(states),
+        "optimizer": states(optimizer, job["optimizer"]),
         "gathered": max(seen),
         "changes": changes,
     }
 
 
-def some_steps(model: Any, optimizer: str) -> object:
-    chosen = optimizer_of(optimizer, model)
+def states(optimizer: Any, name: str) -> int:
+    """Bytes of an optimizer's states on the device; only fused AdamW counts its steps there."""
+    counted = ("exp_avg", "exp_avg_sq", "momentum_buffer", *(["step"] if name == "adamw_fused" else []))
+    return allocated(one for state in optimizer.state.values() for name, one in state.items() if name in counted)
+
+
+def some_steps(model: Any, job: dict[str, Any]) -> object:
+    chosen, norm = optimizer_of(job["optimizer"], model), None
     for _ in range(STEPS):
-        tokens = torch.zeros(BATCH, FOLLOWED_PROMPT, dtype=torch.int64)
-        labels = torch.zeros_like(tokens)
-        loss = model(input_ids=tokens, labels=labels, use_cache=False).loss
-        loss.backward()
+        for _ in range(job["accumulate"]):
+            tokens = torch.zeros(BATCH, FOLLOWED_PROMPT, dtype=torch.int64)
+            labels = torch.zeros_like(tokens)
+            with nullcontext() if job["autocast"] is None else torch.autocast("cpu", getattr(torch, job["autocast"])):
+                loss = model(input_ids=tokens, labels=labels, use_cache=False).loss
+            if job["accumulate"] > 1:
+                loss = loss / job["accumulate"]
+            loss.backward()
+        norm = None
+        if job["clip"]:
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         chosen.step()
-        chosen.zero_grad()
-    return loss, chosen
+        chosen.zero_grad(set_to_none=not job["keep_gradients"])
+    return loss, chosen, norm
+
+
+class OnHost:
+    """A micro-batch that takes memory once it is moved to the device."""
+
+    def to(self, *_: object, **__: object) -> dict[str, Any]:
+        tokens = torch.zeros(BATCH, FOLLOWED_PROMPT, dtype=torch.int64)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": torch.zeros_like(tokens)}
+
+
+def by_trainer(job: dict[str, Any], models: Path) -> dict[str, Any]:
+    """transformers' real Trainer, with fsdp=True or a model that transformers has cut; followed from its first step on.
+
+    On CPU accelerate would take DDP and gloo's way to gather: it is told that processes have GPUs and NCCL.
+    """
+    import accelerate
+
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_"))]:
+        del os.environ[name]  # of the job before
+    by_torch = list(job["parallel"]) == ["fsdp_size"]
+    micro_batches = STEPS * job["accumulate"]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(models / "trainer"), per_device_train_batch_size=BATCH, max_steps=STEPS,
+        optim=OPTIMIZERS[job["optimizer"]],
+        gradient_accumulation_steps=job["accumulate"], gradient_checkpointing=job["checkpointing"], bf16=bool(job["autocast"]),
+        fsdp=by_torch, use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        remove_unused_columns=False, dataloader_pin_memory=False,
+    )  # fmt: skip
+    kind = accelerate.utils.DistributedType.MULTI_GPU
+    device = torch.device("cpu")  # without a number, as what is on it already
+    accelerate.PartialState._shared_state.update(device=device, backend="nccl", distributed_type=kind)
+    arguments.__dict__["_setup_devices"] = device
+    found, path = model_of(job, models)
+    model = found.from_pretrained(path, dtype=torch.bfloat16) if by_torch else loaded(job, models)
+    if job["lora"]:
+        import peft
+
+        peft.get_peft_model(model, peft.LoraConfig(r=job["lora"], target_modules="all-linear", task_type="CAUSAL_LM"))
+    batches = dist.get_world_size() if by_torch else 1
+    made = transformers.Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=[{"number": number} for number in range(micro_batches * BATCH * batches)],
+        data_collator=lambda _: OnHost(),
+    )
+    made._get_train_sampler = lambda *_: None  # in order: shuffling takes memory of the host
+    for callback in list(made.callback_handler.callbacks):
+        made.remove_callback(callback)
+    prepare = made._prepare_for_training
+
+    def prepared(*arguments: Any, **options: Any) -> Any:
+        result = prepare(*arguments, **options)
+        gc.collect()
+        mark()
+        return result
+
+    made._prepare_for_training = prepared
+    changes = followed(lambda: (made.train(), made))
+    start = max(place for place, change in enumerate(changes) if change[0] == 0)
+    return {
+        "weights": allocated(model.parameters()) if by_torch else None,
+        "rows": held(model.parameters()),
+        "optimizer": states(made.optimizer, job["optimizer"]),
+        "changes": changes[start + 1 :],
+    }
 
 
 def outcome(job: dict[str, Any], models: Path) -> dict[str, Any]:
     """What this rank found; a refusal is one that every rank meets, so that none waits for another."""
     try:
         return generated(job, models) if job["run"] == "generate" else trained(job, models)
-    except (AttributeError, KeyError, RuntimeError, StopIteration, ValueError) as error:
+    except (AssertionError, AttributeError, KeyError, RuntimeError, StopIteration, ValueError) as error:
         return {"refused": f"{type(error).__name__}: {error}"}
 
 

@@ -17,7 +17,7 @@ from qwen_inspect.results.training import LoopName, loop_of
 from ..support.families import FAMILIES
 from ..support.following import Run, follow, profiled
 from ..support.real_runs import PROMPT, real_model, traced
-from ..support.real_training import STEP_COUNTER_BYTES, on_cpu
+from ..support.real_training import STEP_COUNTER_BYTES, is_of_loop, on_cpu
 
 STEPS, BATCH = 2, 2
 FLOAT32 = {"dtype": "float32", "torch_dtype": "float32"}
@@ -180,13 +180,6 @@ def by_torchs_loss(model: Any, accumulate: int) -> Callable[[], object]:
         return outputs, loss, optimizer, batch
 
     return run
-
-
-def is_of_loop(allocation: Allocate) -> bool:
-    """Whether it is a micro-batch, the last loss or the gradients' norm; the sum of losses and a scaler outlive the loop."""
-    is_norm = allocation.operator == "aten.linalg_vector_norm.default"
-    outlives = allocation.operator in ("aten.lift_fresh.default", "aten.full.default")
-    return is_norm or (allocation.module != "optimizer" and not outlives)
 
 
 def left_over(
