@@ -8,8 +8,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from ..results.model import Report
 from ..results.timeline import Timeline
 from ..spec import Module, each_module
-from ..tracing.towers import ADDING
 from ..standard import re
+from ..tracing.towers import ADDING
 from ..typed import Any
 from ..values import replace
 from .composition import composed_of
