@@ -163,8 +163,7 @@ class Learner:
     @property
     def kinds(self) -> Sequence[str]:
         """Of images and sequences that make regimes of their own."""
-        known = self.design.known
-        return ("one", "several") if known.sided and not known.batched else [*BASES]
+        return ("one", "several") if self.design.known.sided else [*BASES]
 
     @property
     def steps(self) -> Sequence[str]:
@@ -173,8 +172,8 @@ class Learner:
 
     @property
     def many(self) -> bool:
-        """Whether runs differ by masks and by thresholds too."""
-        return bool(self.design.known.masked and self.design.thresholds)
+        """Whether runs differ by masks too."""
+        return bool(self.design.known.masked)
 
     def regimes(self, kind: str, grown: str) -> Iterator[str]:
         """Those of images and sequences of this kind, and of so many new tokens, but for lengths that are just a threshold's."""
@@ -182,25 +181,24 @@ class Learner:
         if any(threshold != "window" for threshold, _ in thresholds) or (thresholds and masked == "patches"):
             raise NotCovered
         sides = SIDES[grown] if thresholds else ("",)
-        if thresholds and not masked:  # beyond it there are masks
-            sides = sides[:1]
         for parts in product([kind], [grown], sides, MASKS if masked else ("",)):
             yield ", ".join(filter(None, parts))
 
-    def some(self, random: Random, kind: str, number: int) -> tuple[list[tuple[int, int]], int]:
-        """Windows of images, and sequences; in the first samples the fewest."""
-        if self.design.known.sided and kind == "one":
-            return [(1, 1)], 1
+    def some(self, random: Random, kind: str, number: int, regime: str = "") -> tuple[list[tuple[int, int]], int]:
+        """Windows of images, and sequences, for a run of this regime; in the first samples the fewest."""
+        known = self.design.known
         if number < 2 and kind == "one":
             return [(1, number + 1)], 1
-        count, batch = random.randint(2, 5) if kind == "several" else 1, random.randint(2, 5) if kind == "batch" else 1
-        if self.design.known.sided and kind != "one":
+        if number == 0 and kind == "several":
+            return [(1, 3), (2, 3)], 1
+        if known.sided and kind == "several":
             count, batch = random.choice([(1, 2), (2, 1), (1, 4), (3, 1), (2, 3), (3, 2)])
-            if self.design.known.batched:
-                batch = batch + 1 if kind == "batch" else 1
-                count = count + 1 if kind == "several" else count
-        if self.design.known.stacked and kind == "batch":
-            batch = random.choice([3, 5])
+        else:
+            count, batch = random.randint(2, 5) if kind == "several" else 1, 1
+        if kind == "batch":
+            batch = 2 if number == 0 else random.randint(2, 5)
+            if known.masked == "patches" and "padded" in regime:  # of an even number of sequences rows are whole
+                batch = random.choice([3, 5])
         return [(random.randint(1, 4), random.randint(1, 5)) for _ in range(count)], batch
 
     def runs(self, kind: str, grown: str, regime: str) -> tuple[Sample, dict[str, Sample]]:
@@ -208,8 +206,8 @@ class Learner:
         known = self.design.known
         windows, batch, others = (STACKED if known.stacked else BASES).get(kind, BASES[kind])
         if known.sided:  # whose images pass it together
-            images, batch = [(1, 1)] * (2 if kind == "several" else 1), 2 if kind == "batch" else 1
-            return self.sample("base", images, batch, grown, regime=regime)[0], {}
+            fewest = [(1, 1)] * (2 if kind == "several" else 1)
+            return self.sample("base", fewest, 1, grown, regime=regime)[0], {}
         axes = {"images", "narrow", *(["windows"] if self.design.window else [])}
         longer = {
             axis: self.sample("base", *more, grown, regime=regime)[0] for axis, more in others.items() if axis in axes
@@ -223,7 +221,7 @@ class Learner:
             for name in self.regimes(kind, grown):
                 base, longer = self.runs(kind, grown, name)
                 samples = [
-                    self.sample((name, number), *self.some(random, kind, number), grown, regime=name)[0]
+                    self.sample((name, number), *self.some(random, kind, number, name), grown, regime=name)[0]
                     for number in range(FEW_SAMPLES if self.many else SAMPLES)
                 ]
                 runs[name] = base, longer, samples
@@ -250,7 +248,7 @@ class Learner:
         """Holds deep runs of unseen configurations against their own traces."""
         for kind, grown in product(self.kinds, self.steps):
             for name, number in product(self.regimes(kind, grown), range(FEW_CHECKS if self.many else CHECKS)):
-                windows, batch = self.some(random, kind, number)
+                windows, batch = self.some(random, kind, number, name)
                 _, report, design, media, run, expected = self.sample(
                     ("check", number, kind, grown), windows, batch, grown, deep=True, regime=name
                 )

@@ -9,8 +9,8 @@ from ..tracing.kernels import BIAS_ALIGNMENT
 
 
 def numbers_of(media: Media, batch: int, prompt_tokens: int, total_tokens: int, *, batched: bool) -> dict[str, int]:
-    """Of the whole run. images, patches, tokens: of all sequences; a tile is an image. text: tokens behind a sequence's last
-    image. batched: whether those of all sequences are told apart from those of one.
+    """Of the whole run. images, patches, tokens: of all sequences. text: tokens behind a sequence's last image.
+    batched: whether those of all sequences are told apart from those of one.
     """
     grids = [item.shape.grid[1:] for item in media.items]
     of_one = {
@@ -23,17 +23,15 @@ def numbers_of(media: Media, batch: int, prompt_tokens: int, total_tokens: int, 
         "next": prompt_tokens + 1,
         "text": prompt_tokens - media.least_tokens,
     }
-    images = batch * sum(item.shape.grid[0] for item in media.items)
-    patches = batch * sum(item.shape.patches for item in media.items)
+    images = batch * len(grids)
     return {
         **of_one,
         **{f"batch {name}": batch * number for name, number in of_one.items() if batched},
         "images": images,
         "images and one": images + 1,
-        "patches": patches,
+        "patches": batch * sum(rows * columns for rows, columns in grids),
         "tokens": batch * media.tokens,
         "side": max(map(max, grids)),
-        "patches and images": patches + images,
     }
 
 

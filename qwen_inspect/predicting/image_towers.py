@@ -14,19 +14,15 @@ from .outline import UNRELATED
 class Tower(NamedTuple):
     """sizes: keys of numbers that no tensor shows, first the tower's heads; 0 where a class has none. beside: keys of the whole
     configuration that the tower's code reads. masked: whose attention has a mask in every run with images, and so the length of
-    its rows: those of the "prompt", or the "patches" of all images. sided: whether the model fixes its images' sides. batched:
-    of such a model, whether several sequences request something else than several images. stacked: whether images are stacked in
-    a canvas as high and as wide as any of them, from which narrower ones are copied. pixels: the dtype in which the processor
-    makes them.
+    its rows: those of the "prompt", or the "patches" of all images. sided: whether the model fixes its images' sides. stacked:
+    whether images are stacked in a canvas as high and as wide as any of them, from which narrower ones are copied.
     """
 
     sizes: tuple[str, ...]
     beside: tuple[str, ...] = ()
     masked: str = ""
     sided: bool = False
-    batched: bool = False
     stacked: bool = False
-    pixels: str = "float32"
 
     def settings(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
         """What a configuration says of the tower. defaults: what its classes do."""
@@ -60,11 +56,6 @@ FAMILIES: Mapping[str, Tower] = {
         masked="prompt",  # create_masks_for_vision_model: an image's tokens attend to all of it
         sided=True,
     ),
-    **dict.fromkeys(
-        ("glm4v", "glm4v_moe"),
-        Tower(("num_heads", "spatial_merge_size", "patch_size", "temporal_patch_size", "image_size")),
-    ),
-    "llama4": Tower(("num_attention_heads", "patch_size", "image_size"), sided=True, batched=True, pixels="bfloat16"),
     "mistral3": Tower(
         ("num_attention_heads", "patch_size", "image_size", "head_dim", "spatial_merge_size"),
         beside=("spatial_merge_size", "vision_feature_layer", "projector_hidden_act"),
@@ -79,7 +70,7 @@ SHOWN = (
     | {FULL, ADDING, *DEPTHS, *QWEN.sizes, *(size for tower in FAMILIES.values() for size in tower.sizes)}
     | {
         "embed_dim", "hidden_size", "in_channels", "mlp_ratio", "num_channels", "num_position_embeddings", "out_hidden_size",
-        "projector_input_dim", "projector_output_dim", "tokens_per_second", "vision_output_dim",
+        "tokens_per_second",
     }
 )  # fmt: skip
 

@@ -146,9 +146,9 @@ def is_covered(media: Media, point: Point, least: int, known: Tower) -> bool:
     grids = [item.shape.grid for item in media.items]
     return (
         (known.sided or 1 in (point.batch, len(media.items)))
-        and media.pixel_dtype == known.pixels
+        and media.pixel_dtype == "float32"
         and point.prompt_tokens > media.least_tokens
-        and all(item.kind == "image" and (known.sided or item.shape.grid[0] == 1) for item in media.items)
+        and all(item.kind == "image" and item.shape.grid[0] == 1 for item in media.items)
         and all(min(rows, columns) >= 2 * least for _, rows, columns in grids)
     )
 
@@ -164,12 +164,12 @@ def regime_of(media: Media, point: Point, design: Design, *, cudnn: bool) -> str
 
 
 def _images_of(media: Media, point: Point, known: Tower) -> str:
-    """Whether there is one image, several in a sequence, or one in each of several. Of a tower that fixes their sides whether one
-    passes it or several, as tiles do; and any number in each of several sequences if that is something else.
+    """Whether there is one image, several in a sequence, or one in each of several; of a tower that fixes their sides, one or
+    several in all.
     """
-    several = "several" if point.batch == 1 or (known.sided and not known.batched) else "batch"
-    passing = point.batch * sum(item.shape.grid[0] if known.sided else 1 for item in media.items)
-    return "one" if passing == 1 else several
+    if point.batch * len(media.items) == 1:
+        return "one"
+    return "several" if point.batch == 1 or known.sided else "batch"
 
 
 def _mask_of(media: Media, point: Point, masked: str, *, cudnn: bool) -> str:

@@ -49,7 +49,7 @@ def test_an_unseen_model_with_unseen_images_has_the_run_that_transformers_makes(
         for regime in learner.regimes(kind, grown)
     ]
     kind, grown, regime = runs[len(runs) * turn // len(TURNS)]
-    windows, batch = learner.some(Random(f"{model_type} {regime}"), kind, 9)
+    windows, batch = learner.some(Random(f"{model_type} {regime}"), kind, 9, regime)
     _, report, _, _, run, theirs = learner.sample(("unseen", regime), windows, batch, grown, deep=True, regime=regime)
     found = sources.image_trace(report, run)
     assert found is not None
@@ -70,6 +70,9 @@ def seen(model: str, *sizes: tuple[int, int], **changes: Any) -> tuple[Any, Run]
         ("Qwen/Qwen2.5-VL-3B-Instruct", [(700, 300), (333, 444)], {}),  # windows that are not full
         ("google/gemma-3-4b-it", [(1024, 768)], {"gpu": "A100-80GB"}),
         ("google/gemma-3-4b-it", [(1024, 768), (300, 300)], {"batch": 3, "prompt_tokens": 900}),
+        pytest.param(
+            "google/gemma-3-27b-it", [(1024, 768)], {"batch": 2, "gpu": "A100-80GB"}, marks=pytest.mark.exhaustive
+        ),
     ],
 )
 def test_a_release_has_the_run_that_transformers_makes(
