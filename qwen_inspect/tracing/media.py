@@ -21,7 +21,10 @@ WITH_VIDEOS = (
 BOUNDED = ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")  # positions are told by a mark before and after each run
 TRACED = (*WITH_VIDEOS, "gemma3", "llama4", "mistral3")
 # Whose training with a tower that trains was held so.
-TRAINED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl", "mistral3")
+TRAINED = (
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+    *("gemma3", "gemma4", "glm4v", "glm4v_moe", "internvl", "llama4", "mistral3", "qwen2_audio"),
+)
 # A video's tokens have the id of an image's, and in some its frames are images to the tower too.
 MARKED_AS_IMAGES, FRAMES_AS_IMAGES = ("glm4v", "glm4v_moe", "internvl"), ("internvl",)
 TRACED_AUDIO = ("qwen2_audio", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "qwen3_asr", "gemma4")

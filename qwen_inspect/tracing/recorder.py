@@ -21,6 +21,7 @@ from ..results.timeline import (
     Stage,
 )
 from ..typed import Any
+from .contiguous import Copied, copied_operands
 from .kernels import (
     ACTIVATION_GRADIENTS,
     BIASED_GEMM_4BIT,
@@ -40,12 +41,14 @@ from .scratch import SUMS, column_sum
 # Up to this many rows of inputs bitsandbytes multiplies without dequantising, on every card. Source: bitsandbytes 0.50,
 # backends/cuda/ops.py, _GEMM_4BIT_CUSTOM_FLOOR_M
 FUSED_ROWS = 4
+NOT_COPIED = Copied()
 
 
 class Recorder:
-    """Turns allocated and freed storages into events."""
+    """Turns allocated and freed storages into events. device: whose order of them is recorded where kernels differ."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cuda") -> None:
+        self.device = device
         self.events: list[Event] = []
         self.stages: list[Stage] = []
         self.modules: list[str] = []  # now running, innermost last
@@ -226,6 +229,7 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
     safe_softmax = aten._safe_softmax.default
     batched = {aten.bmm.default: 0, aten.baddbmm.default: 1}  # where their matrices begin among the arguments
     laid_out = {getattr(aten, name).default: place for name, place in ACTIVATION_GRADIENTS.items()}
+    copied = copied_operands(recorder.device)
     on_host = {aten.lift_fresh.default, aten.scalar_tensor.default}
     arrived = torch.ops._c10d_functional.wait_tensor.default if shared else None
 
@@ -285,9 +289,9 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
             adds_mask = operator is add and in_math_attention.get()
             if adds_mask or (operator in in_place and in_backward() and is_in_place(operator, *args)):
                 operator = in_place[operator]
-            # Both make their input contiguous first. Source: torch 2.13, Convolution.cpp; layer_norm_kernel.cu, expect_contiguous
-            if operator in (aten.convolution.default, aten.native_layer_norm.default):
-                channels_last = operator is aten.convolution.default and is_channels_last(args[0])
+            # Makes its input contiguous first. Source: torch 2.13, Convolution.cpp
+            if operator is aten.convolution.default:
+                channels_last = is_channels_last(args[0])
                 args = (args[0] if channels_last else args[0].contiguous(), *args[1:])
                 if recorder.recording:
                     recorder.see(args[0], name, module=module)
@@ -296,6 +300,10 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                 for tensor in args[1::-1] if recorder.recording else ():
                     recorder.see(tensor, name, module=module)
                     del tensor
+            before, after = copied.get(operator, NOT_COPIED)
+            operands = {place: args[place].contiguous() for place in (*before, *after)}
+            for place in before if recorder.recording else ():
+                recorder.see(operands[place], name, module=module)
             scratch: list[tuple[str, Any]] = []
             if name == GEMM_4BIT:
                 if args[0].numel() > FUSED_ROWS * args[0].shape[-1]:
@@ -306,6 +314,8 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                 del tensor
             if operator in laid_out:  # without its decomposition's layout
                 outputs = aten.mul.Tensor(args[0], args[laid_out[operator]])
+            elif operands:
+                outputs = operator(*(operands.get(place, argument) for place, argument in enumerate(args)))
             else:
                 outputs = operator(*args, **(kwargs or {}))
             if recorder.recording:
@@ -319,6 +329,10 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                     recorder.follow(outputs, args)
                 if model.training and name in SUMS:
                     recorder.sum(outputs, *args[:2])
+                for place in after:
+                    recorder.see(operands[place], name, module=module)
+            while operands:
+                operands.popitem()
             while scratch:  # in Python's order for a function's locals: the scales with their offset are an argument
                 scratch.pop(1 if len(scratch) > 2 else 0)
             if operator in batched:

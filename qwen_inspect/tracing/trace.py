@@ -167,7 +167,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
     requested = workload
     if _is_by_accelerate(workload, place):
         workload = replace(workload, autocast=None)
-    recorder = Recorder()
+    recorder = Recorder(workload.device)
     collecting = gc.isenabled()
     gc.disable()  # A cycle must not be freed at a moment of the collector's choice.
     try:

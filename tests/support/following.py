@@ -27,6 +27,8 @@ OWN_SCRATCH: Mapping[str, str] = {
     "aten::cumsum": "it adds up booleans as integers",
     "aten::sum": "the same: transformers looks whether a mask masks anything",
     "aten::embedding": "it makes its indices contiguous",
+    "aten::avg_pool2d_backward": "its output in the gradient's order of dimensions; CUDA's kernel copies the gradient",
+    "aten::copy_": "a block of a transposed copy",
     "aten::gather": "it gathers 16-bit numbers as float32",
     "aten::masked_select": "it numbers what it selects; CUDA's kernel takes the places instead",
     "aten::histc": "counts of one thread",
@@ -97,10 +99,15 @@ def profiled(run: Callable[[], object]) -> list[Change]:
 def _convolved(changes: list[Change]) -> list[Change]:
     """With oneDNN's own result of a convolution as scratch where a copy of it follows, which is what the operator gives.
 
-    So where the processor computes in bfloat16 (AMX, AVX512_BF16); elsewhere no copy is made.
+    So where the processor computes in bfloat16 (AMX, AVX512_BF16); elsewhere no copy is made. Its gradient of a weight
+    is copied likewise where the input has its channels side by side.
     """
     made = list(changes)
     for index, (change, after) in enumerate(pairwise(changes)):
+        cast = ("aten::convolution_backward", "aten::to", "aten::_to_copy", "aten::empty")
+        if after.operators[-4:] == cast and change.operators[-2:] == (cast[0], cast[-1]):
+            made[index] = replace(change, operators=change.operators[:-1])
+            made[index + 1] = replace(after, operators=change.operators)
         within = change.operators[:-1]
         copied = after.operators[: len(within) + 1] == (*within, "aten::contiguous")
         if change.operators[-2:] == ("aten::mkldnn_convolution", "aten::empty") and copied:

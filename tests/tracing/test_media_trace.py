@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -14,7 +15,7 @@ from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.media.counting import media_of
 from qwen_inspect.results.media import Media, Medium, Request, Shape, Typed
 from qwen_inspect.results.timeline import CUDA_SCRATCH, Allocate, Event, Timeline
-from qwen_inspect.tracing.adapting import checkpoint
+from qwen_inspect.tracing.adapting import ALL_LINEAR, Adapters, adapt, checkpoint
 from qwen_inspect.tracing.media import media_inputs
 from qwen_inspect.tracing.selecting import NONZERO
 from qwen_inspect.tracing.steps import train
@@ -248,42 +249,15 @@ def test_videos_of_towers_that_take_none_are_refused() -> None:
         traced(small("gemma3"), mode="generate", prompt_tokens=PROMPT, media=media)
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("family", ["qwen2_5_omni_thinker", *HEARING, "gemma4"])
-def test_training_the_decoder_with_audio_takes_what_the_trace_says(family: str) -> None:
-    """The tower is frozen."""
-    import torch
-
-    config = hearing(family)
-    media = heard(config, 3.3)
-    model = real_model(config, None if family == "gemma4" else "sdpa").train()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("language_model" in name)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, foreach=True)
-
-    def run() -> object:
-        return train(
-            model,
-            lambda: media_inputs(model, media, batch=1, prompt_tokens=PROMPT),
-            lambda _: None,
-            optimizer=optimizer,
-            scaler=None,
-            steps=1,
-            accumulate=1,
-            autocast_dtype=None,
-            device="cpu",
-        )
-
-    workload = {"mode": "train", "batch": 1, "prompt_tokens": PROMPT, "device": "cpu", "trained": "language_model"}
-    timeline = traced(config, **workload, media=media)
-    assert follow(large_changes(profiled(run)), large_events(on_cpu(timeline)), Run({}, {}, {})).scratch == {}
-
-
-# What trains, with checkpointing or without. In float32, for which CPU's attention has no scratch as large as an output.
+# What trains, with checkpointing or without. In float32, for which CPU's attention has no scratch as large as an output, or in
+# bfloat16 where that is no matter.
 TRAINING = [
     ("qwen2_5_vl", "", False),
     ("qwen3_vl", "", True),
+    ("gemma3", "vision", False),
+    ("gemma4", "", False),
+    ("glm4v", "", True),
+    ("llama4", "", False),
     ("qwen3_vl", "language_model", False),
     ("qwen2_5_vl", "language_model", False),
     ("qwen2_5_vl", "visual", True),
@@ -293,52 +267,135 @@ TRAINING = [
     ("internvl", "", False),
     ("mistral3", "", True),
     ("qwen3_5", "language_model", False),
+    ("qwen3_5", "", False),
+    ("glm4v_moe", "", False),
+    *((family, "", True) for family in ("gemma3", "gemma4", "glm4v_moe", "llama4", "qwen3_5")),
+    ("qwen3_5_moe", "", False),
+    *((family, "language_model", False) for family in ("gemma3", "gemma4", "glm4v", "glm4v_moe", "llama4", "mistral3")),
 ]
+QUICK = 6
 
 
-@pytest.mark.parametrize(
-    ("family", "trained", "checkpointing"),
-    [pytest.param(*case, marks=() if number < 2 else pytest.mark.exhaustive) for number, case in enumerate(TRAINING)],
-)
-def test_training_with_images_takes_what_the_trace_says(family: str, trained: str, checkpointing: bool) -> None:
-    """A tower that trains gets its gradients from the features' places in the prompt; windows attend one by one. Each image's
-    features are also written into the first layers' outputs of Qwen3-VL, whose gradients are copied.
-    """
+def training_run(
+    config: dict[str, Any], media: Media, *, trained: str, lora: Adapters | None, checkpointing: bool, **workload: int
+) -> tuple[list[Change], list[Event]]:
+    """What a real training step takes and gives back, and its trace."""
     import torch
 
-    config: dict[str, Any] = {**FAMILIES[family], **TOKENS} if family in FAMILIES else small(family)
-    for key in ("text_config", "vision_config"):
-        if key in config:
-            config[key] = {**config[key], "dtype": "float32"}
-    config["dtype"] = "float32"
-    if family in FAMILIES:
-        media, tokens = Media(items=(medium(1, 8, 14), medium(1, 8, 16)), images=None, videos=None), PROMPT
-    else:
-        media = media_of(config, {}, Request(typed=(Typed(text="", width=60, height=40),)))
-        tokens = media.context_tokens + 20
-    model = real_model(config).train()
+    tokens, batch, accumulate = (workload.get(name, 1) for name in ("prompt_tokens", "batch", "accumulate"))
+    model = real_model(config, None if config["model_type"] == "gemma4" else "sdpa").train()
     if checkpointing:
         checkpoint(model)
+    if lora is not None:
+        adapt(model, lora)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trained in name)
+        parameter.requires_grad_(trained in name if lora is None else parameter.requires_grad)
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], foreach=True)
 
     def run() -> object:
         return train(
             model,
-            lambda: media_inputs(model, media, batch=1, prompt_tokens=tokens),
+            lambda: media_inputs(model, media, batch=batch, prompt_tokens=tokens),
             lambda _: None,
             optimizer=optimizer,
             scaler=None,
             steps=1,
-            accumulate=1,
+            accumulate=accumulate,
             autocast_dtype=None,
             device="cpu",
         )
 
-    workload = {"mode": "train", "batch": 1, "prompt_tokens": tokens, "device": "cpu", "trained": trained}
-    timeline = traced(config, **workload, checkpointing=checkpointing, media=media)
-    assert follow(large_changes(profiled(run)), large_events(on_cpu(timeline)), Run({}, {}, {})).scratch == {}
+    options: dict[str, Any] = {"trained": trained, "lora": lora, "checkpointing": checkpointing, **workload}
+    timeline = traced(config, mode="train", device="cpu", media=media, **options)
+    return profiled(run), on_cpu(timeline)
+
+
+def in_numbers(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The configuration with all of its parts in this dtype."""
+    parts = {
+        key: {**config[key], "dtype": dtype}
+        for key in ("text_config", "vision_config", "audio_config")
+        if config.get(key) is not None
+    }
+    return {**config, **parts, "dtype": dtype}
+
+
+def small_images(config: Mapping[str, Any], dtype: str) -> tuple[Media, int]:
+    """An image, and a prompt with it. Llama 4's processor makes pixels in bfloat16, which a model in float32 does not take."""
+    media = media_of(config, {}, Request(typed=(Typed(text="", width=60, height=40),)))
+    return replace(
+        media, pixel_dtype=dtype if config["model_type"] == "llama4" else "float32"
+    ), media.context_tokens + 20
+
+
+@pytest.mark.parametrize(
+    ("family", "trained", "checkpointing"),
+    [
+        pytest.param(*case, marks=() if number < QUICK else pytest.mark.exhaustive)
+        for number, case in enumerate(TRAINING)
+    ],
+)
+def test_training_with_images_takes_what_the_trace_says(family: str, trained: str, checkpointing: bool) -> None:
+    """A tower that trains gets its gradients from the features' places in the prompt; windows attend one by one. Each image's
+    features are also written into the first layers' outputs of Qwen3-VL, whose gradients are copied. Gemma 3 normalises patches
+    that are not contiguous, Gemma 4 looks up columns of positions, GLM-V samples a grid: their gradients copy operands first.
+    """
+    config = in_numbers({**FAMILIES[family], **TOKENS} if family in FAMILIES else small(family), "float32")
+    if family in FAMILIES:
+        media, tokens = Media(items=(medium(1, 8, 14), medium(1, 8, 16)), images=None, videos=None), PROMPT
+    else:
+        media, tokens = small_images(config, "float32")
+    changes, events = training_run(
+        config, media, trained=trained, lora=None, checkpointing=checkpointing, prompt_tokens=tokens
+    )
+    assert follow(large_changes(changes), large_events(events), Run({}, {}, {})).scratch == {}
+
+
+ADAPTED = {
+    "gemma3": ("q_proj", "fc1"),
+    "gemma4": ("linear",),
+    "glm4v": ("qkv", "q_proj"),
+    "glm4v_moe": ("qkv", "q_proj"),
+    "llama4": ("q_proj", "fc1"),
+    "mistral3": ("q_proj", "linear_1"),
+    "internvl": ("q_proj", "fc1"),
+}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("family", ADAPTED)
+def test_training_with_images_in_bfloat16_and_of_adapters_in_the_tower_takes_what_the_trace_says(family: str) -> None:
+    """The whole model; adapters on some modules of tower and decoder, in two micro-batches; on all, with checkpointing."""
+    small_config = small(family)
+    lora = {targets: Adapters(rank=4, targets=targets) for targets in (ADAPTED[family], (ALL_LINEAR,))}
+    runs: list[tuple[str, dict[str, Any]]] = [
+        ("bfloat16", {"lora": None, "checkpointing": False, "batch": 1 if family == "glm4v_moe" else 2}),
+        ("float32", {"lora": lora[ADAPTED[family]], "checkpointing": False, "accumulate": 2}),
+        *([("bfloat16", {"lora": lora[ALL_LINEAR,], "checkpointing": True})] if family != "llama4" else []),
+    ]  # PEFT cannot add to the two outputs of Llama 4's router
+    for dtype, options in runs:
+        config = in_numbers(small_config, dtype)
+        media, tokens = small_images(config, dtype)
+        changes, events = training_run(config, media, trained="", prompt_tokens=tokens, **options)
+        assert follow(large_changes(changes), large_events(events), Run({}, {}, {})).scratch == {}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("family", "trained"),
+    [
+        *((family, "language_model") for family in ("qwen2_5_omni_thinker", *HEARING, "gemma4")),
+        *((family, "") for family in ("qwen2_audio", "gemma4")),
+    ],
+)
+def test_training_with_audio_takes_what_the_trace_says(family: str, trained: str) -> None:
+    """The decoder behind a frozen tower, and all."""
+    config = hearing(family) if trained else in_numbers(hearing(family), "float32")
+    media = heard(config, 3.3)
+    options: dict[str, Any] = {"lora": None, "checkpointing": False, "prompt_tokens": PROMPT}
+    changes, events = training_run(config, media, trained=trained, **options)
+    least = LEAST if trained else 7_000
+    assert follow(large_changes(changes, least), large_events(events, least), Run({}, {}, {})).scratch == {}
 
 
 def test_the_gradient_of_features_takes_their_places_in_the_prompt_on_cuda() -> None:
@@ -354,6 +411,6 @@ def test_the_gradient_of_features_takes_their_places_in_the_prompt_on_cuda() -> 
 
 
 def test_a_tower_that_trains_and_was_not_held_against_any_is_refused() -> None:
-    media = Media(items=(medium(1, 8, 12),), images=None, videos=None)
-    with pytest.raises(UnsupportedError, match=re.escape("model.visual")):
-        traced(small("glm4v"), mode="train", prompt_tokens=PROMPT, media=media)
+    config = hearing("qwen2_5_omni_thinker")
+    with pytest.raises(UnsupportedError, match=re.escape("audio_tower")):
+        traced(config, mode="train", prompt_tokens=PROMPT, media=heard(config, 3.3))
