@@ -70,8 +70,8 @@ def test_help_of_a_command_imports_its_own_module_shared_options_and_wrapping_al
     imported = modules_of(command, "--help")
     assert imported & (HEAVY | {"dataclasses", "inspect", "prettytable", "rich", "json"}) == set()
     light = (
-        rf"qwen_inspect(\.(cli|commands(\.{command})?|console|engines|errors|interrupts|language.*|options.*|typed|units|values"
-        r"|renderers(\.(characters|wrapping))?))?"
+        rf"qwen_inspect(\.(cli|commands(\.{command})?|console|engines|errors|interrupts|language.*|options.*|standard|typed|units"
+        r"|values|renderers(\.(characters|wrapping))?))?"
     )
     assert [name for name in imported if name.startswith("qwen_inspect") and not re.fullmatch(light, name)] == []
 
