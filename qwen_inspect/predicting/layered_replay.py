@@ -11,7 +11,7 @@ from ..typed import NamedTuple
 from .allocator import SMALL_BYTES, Settings
 from .layered_pools import NO_POOL, Pools, Program
 from .layered_run import OTHER, Doing, LayeredRun, Made, NotLayered, Piece, Target
-from .on_device import GROWN_IDS
+from .on_device import GROWN_IDS, grows
 
 PIECE_IDS = 1 << 32  # times the piece's number, added to a request's number
 
@@ -290,7 +290,8 @@ def _growth(run: LayeredRun) -> tuple[LayeredRun, _Growth | None]:
         is_made = entry >= 0
         if not (is_made or (entry <= OTHER and target.piece < begin)):
             break
-        if not run.pieces[target.piece].doing.requests[target.number].module.endswith("attn"):
+        made = run.pieces[target.piece].doing.requests[target.number]
+        if not grows(made.module, made.operator):
             break
         (news if is_made else olds).append(target)
         place += 1

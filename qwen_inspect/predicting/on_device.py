@@ -21,6 +21,7 @@ MATRIX_PRODUCT = (
     *("aten.mm", "aten.bmm", "aten.baddbmm", "aten._grouped_mm"),
     "bitsandbytes.gemm_4bit.default",
 )
+CONCATENATED, OUTSIDE = "aten.cat.default", "generate"  # OUTSIDE: the module of what no module makes
 SORT = "aten.sort"  # and an overload, behind a dot
 SORT_SCRATCH = "aten.sort.scratch"
 SORT_CONSTANT_BYTES = 8 * 256 * 8 + 256 + 255
@@ -116,10 +117,16 @@ def leap(timeline: Timeline) -> list[tuple[Allocate, Allocate]]:
     after: list[Allocate] = []
     for event in timeline.events[begin:]:
         storage = allocations.get(event.id) if isinstance(event, Free) else event
-        if storage is None or not storage.module.endswith("attn"):
+        if storage is None or not grows(storage.module, storage.operator):
             break
         (before if isinstance(event, Free) else after).append(storage)
     return list(zip(before, after, strict=True)) if len(before) == len(after) else []
+
+
+def grows(module: str, operator: str) -> bool:
+    """Whether this is a part of the cache, at the start of a trace's decode stage: of attention, by whatever name, or of an index
+    of its keys. What `generate` itself lengthens comes after all of them."""
+    return module.endswith("attn") or (operator == CONCATENATED and module != OUTSIDE)
 
 
 def _workspaces(timeline: Timeline, run: Run, operators: Collection[str]) -> list[tuple[int, Allocate]]:

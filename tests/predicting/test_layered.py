@@ -18,7 +18,7 @@ from qwen_inspect.predicting.footprint import layered_footprint, traced_footprin
 from qwen_inspect.predicting.layered_pools import Pools
 from qwen_inspect.predicting.layered_replay import layered_peak
 from qwen_inspect.predicting.layered_run import OTHER, Doing, LayeredRun, Made, Piece, Target
-from qwen_inspect.predicting.on_device import PARAMETER, growing
+from qwen_inspect.predicting.on_device import PARAMETER, growing, leap
 from qwen_inspect.predicting.replay import replay
 from qwen_inspect.predicting.sources import family_trace, layered_run, point_of
 from qwen_inspect.results.memory import Mode, Run
@@ -180,6 +180,26 @@ def test_a_familys_run_in_pieces_takes_what_its_events_take(mode: Mode) -> None:
             assert footprint == traced_footprint(timeline, run, provenance=composed.trace.made_by), (family, run)
             compared.add(family)
     assert mode == "forward" or len(compared) > len(families) // 2
+
+
+@pytest.mark.parametrize("family", ["bloom", "deepseek_v32", "gpt_neox", "nemotron_h", "qwen3"])
+def test_all_of_the_cache_grows_step_by_step(family: str) -> None:
+    """Each storage that a trace marks, whatever the module's name. Source: transformers 5.23, cache_utils, DynamicLayer.update
+    and DynamicIndexedLayer.update_indexer, which both concatenate."""
+    report = report_of(next(iter(bases_of(family, "generate"))))
+    run = Run(prompt_tokens=300, new_tokens=10, attention=report.spec.kernel, gpu="NVIDIA A100", loader="warmup")
+    composed, layered = family_trace(report, run), layered_run(report, run)
+    assert composed is not None
+    assert layered is not None
+    timeline = composed.trace.at(point_of(run))
+    begin = next(stage.first_event for stage in timeline.stages if stage.name == "decode")
+    before = {event.id for event in timeline.events[:begin]}
+    freed = {event.id for event in timeline.events[begin:] if isinstance(event, Free)}
+    cached = {identity for identity, use in timeline.kept if use == "cache"} & before & freed
+    assert {old.id for old, _ in leap(timeline)} == cached != set()
+    growth = layered_replay._growth(layered)[1]
+    assert growth is not None
+    assert len(growth.olds) == len(cached)
 
 
 def test_most_layers_are_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
