@@ -64,7 +64,7 @@ def with_chunked_head(run: Run) -> Run:
     """
     if run.new_tokens >= run.prompt_tokens or run.loop.padding_free:
         return run
-    return replace(run, loop=replace(run.loop, loss="trl", completion_tokens=run.new_tokens))
+    return replace(run, loop=replace(run.loop, loss="trl", completion_tokens=run.new_tokens, hits=False))
 
 
 def check_step(run: Run, *, reference: bool) -> None:

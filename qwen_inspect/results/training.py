@@ -23,7 +23,8 @@ class Loop:
     place after a step, else dropped. keep_logits: the forward's outputs live until it returns ("no"), until the end of its
     backward, or until the next forward has returned ("step"). clip: gradients are scaled to a largest norm. loss: that of
     the model's class, or a library's that makes no logits of all tokens. completion_tokens: only so many
-    tokens at the end of each sequence have labels; None: all have. ema: a copy of all weights follows them as their moving
+    tokens at the end of each sequence have labels; None: all have. hits: TRL's head also says which predictions are right, which
+    SFTTrainer reports and GRPOTrainer does not ask for. ema: a copy of all weights follows them as their moving
     average. padding_free: a micro-batch is one row, with the positions of each token in its sequence instead of a mask.
     packing: sequences in each of the micro-batch's rows before; only if padding_free.
     """
@@ -34,6 +35,7 @@ class Loop:
     clip: bool = False
     loss: Loss = "model"
     completion_tokens: int | None = None
+    hits: bool = True
     ema: bool = False
     padding_free: bool = False
     packing: int = 1

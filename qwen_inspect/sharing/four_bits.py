@@ -45,6 +45,8 @@ def four_bit_weights(report: Report, run: Run, how: Parallelism) -> FourBitWeigh
         raise UnsupportedError("ranks_four_bits")
     if run.dora or run.lora_parameters or run.saved_modules:
         raise UnsupportedError("ranks_four_bits_kind")
+    if run.autocast is not None:
+        raise UnsupportedError("ranks_four_bits_autocast")
     section = (report.config or {}).get("quantization_config")
     stated = isinstance(section, Mapping) and section.get(STORAGE) is not None
     storage = base.scheme.storage if stated else report.spec.dtype

@@ -40,6 +40,8 @@ def check_loop(how: Parallelism, run: Run) -> None:
             raise UnsupportedError("ranks_autocast")
     if loop.accelerated and not how.by_deepspeed and (how.ranks not in (how.fsdp, how.tensor) or how.expert > 1):
         raise UnsupportedError("ranks_loop_mesh", loop=loop.name)
+    if how.tensor > 1 and run.lora_rank is not None and (loop.name is not None or run.autocast is not None):
+        raise UnsupportedError("ranks_adapters_loop")
     if how.tensor > 1 and loop.name == "accelerate":
         raise UnsupportedError("ranks_loop_tensor", loop=loop.name)
     if how.tensor > 1 and loop.clip and not loop.by_trainer:

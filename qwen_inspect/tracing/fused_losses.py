@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable
 
 from ..errors import UnsupportedError
-from ..results.training import Loss
+from ..results.training import Loop, Loss
 from ..typed import Any
 from .torch_loss import torch_loss
 
@@ -26,10 +26,12 @@ IGNORED = -100
 TRL_TOKENS, TRL_VOCABULARY = 4096, 32768  # TRL 1.16, kernels/chunked_logprob.py and trainer/utils.py
 
 
-def fuse_loss(model: Any, loss: Loss, labelled: int) -> None:
+def fuse_loss(model: Any, loop: Loop, labelled: int) -> None:
     """Replaces the model's forward by that of the library; UnsupportedError for a model that it has none for. labelled: tokens
     of a micro-batch that are predicted.
     """
+    loss = loop.loss
+    outputs = ("entropy", "is_top1") if loop.hits else ("entropy",)
     if loss == "model":
         return
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -45,7 +47,7 @@ def fuse_loss(model: Any, loss: Loss, labelled: int) -> None:
             return types.SimpleNamespace(
                 loss=_loss_of(torch_loss, self, labels, num_items_in_batch, inputs), logits=None
             )
-        return TRLOutputs(_trl_results(labelled, self, labels, inputs), num_items_in_batch)
+        return TRLOutputs(_trl_results(labelled, self, labels, inputs, outputs), num_items_in_batch)
 
     whole.forward = types.MethodType(forward, whole)
 
@@ -189,7 +191,7 @@ def _trl_results(
     model: Any,
     labels: Any,
     inputs: dict[str, Any],
-    outputs: tuple[str, ...] = ("entropy", "is_top1"),
+    outputs: tuple[str, ...],
 ) -> tuple[Any, ...]:
     """Log-probabilities, entropies and hits of all tokens (None if not among the outputs), and which tokens have labels.
 

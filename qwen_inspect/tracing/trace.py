@@ -192,7 +192,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             if workload.media is not None and workload.mode == "train":
                 refuse_a_trained_tower(model)
             run = _runs(model, spec, workload)
-            fuse_loss(model, workload.loop.loss, workload.loop.labelled_tokens(workload.batch, workload.prompt_tokens))
+            fuse_loss(model, workload.loop, workload.loop.labelled_tokens(workload.batch, workload.prompt_tokens))
             if workload.mode != "train" or workload.few_chunks:
                 stack.enter_context(few_turns(model))
             if workload.mode != "train":

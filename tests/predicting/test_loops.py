@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.training import GB, Published, named, published
+from qwen_inspect.predicting.footprint import traced_footprint
+from qwen_inspect.predicting.sources import trace_request
+from qwen_inspect.results.memory import Run
 from qwen_inspect.results.training import Loop, loop_of
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.tracing.trace import trace
 
 from ..support.families import FAMILIES
 from ..support.invoking import Capture, invoke
@@ -49,6 +55,22 @@ def test_the_published_rows_are_those_that_were_printed() -> None:
     """vramcalc 0.1.2, README."""
     printed = [3.08, 3.95, 3.78, 17.51, 30.55, 32.15, 10.13, 9.51, 18.98]
     assert [row.published_gb for row in PUBLISHED] == printed
+
+
+def test_all_micro_batches_of_a_step_are_on_the_device_at_once(tmp_path: Path) -> None:
+    """transformers 5.23, Trainer.get_batch_samples. A trace of four micro-batches has what one of two is completed to."""
+    write_config(tmp_path, {**FAMILIES["qwen3"], "num_hidden_layers": 1})
+    report = inspect(str(tmp_path))
+    run = Run(mode="train", prompt_tokens=300, batch=2, accumulate=4, loop=loop_of("trainer"), optimizer="sgd")
+    whole, short = (
+        trace(report.spec, report.config or {}, trace_request(replace(run, accumulate=count))) for count in (4, 2)
+    )
+    assert traced_footprint(short, run, provenance="") == traced_footprint(whole, run, provenance="")
+    two = traced_footprint(short, replace(run, accumulate=2), provenance="")
+    assert (
+        traced_footprint(whole, run, provenance="").peak_allocated_bytes
+        == (two.peak_allocated_bytes or 0) + 2 * 3 * 5120
+    )
 
 
 def test_a_preset_holds_what_its_loop_holds_and_each_fact_can_be_changed() -> None:

@@ -188,7 +188,7 @@ def test_fit_answers_for_it_too(tiny: str, capsys: pytest.CaptureFixture[str]) -
         (("--autocast", "bfloat16", "--dtype", "bnb-int8"), 7, "beside quantised weights"),
         (("--mode", "train", "--lora", "2", "--autocast", "float16", "--dtype", "bnb-nf4"), 7, "in the same dtype"),
         (("--autocast", "bfloat16", "--cache-dtype", "fp8"), 7, "only a trace tells"),
-        (("--autocast", "bfloat16", "--tp", "2"), 7, "What each rank holds"),
+        (("--autocast", "bfloat16", "--tp", "2"), 7, "On several ranks --autocast"),
     ],
 )
 def test_what_is_not_known_with_autocast_is_refused_in_a_sentence(

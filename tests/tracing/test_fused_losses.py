@@ -7,11 +7,13 @@ profiler recorded them. Every request was that of the trace, in order.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qwen_inspect.fitting.colocated import with_chunked_head
 from qwen_inspect.predicting import scoring
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.timeline import Allocate, Event
@@ -111,6 +113,20 @@ def test_scores_are_those_of_the_real_grpo_trainer(
     events = events_of("trl", 40_000, config, scored=True, loop=chunked, **workload)
     mask_bytes = BATCH * (PROMPT - 1)
     assert 0 <= peak_bytes(without_load(events)) - (recorded - mask_bytes) <= NUMBERS_BYTES
+
+
+def test_grpos_head_does_not_look_for_hits_as_that_of_sft_does() -> None:
+    """TRL 1.16's own head on CPU, recorded as above in two steps: with SFTTrainer's outputs it compares the 24 labelled tokens
+    (one byte each) three times a forward, with those of GRPOTrainer (grpo_trainer.py, lines 1068-1073) not at all.
+    """
+    run = with_chunked_head(Run(mode="train", prompt_tokens=PROMPT, new_tokens=12))
+    compared = {"aten.ge.Tensor": STEPS, "aten.gt.Tensor": STEPS, "aten.bitwise_and.Tensor": STEPS}
+    for loop, recorded in ((Loop(loss="trl", completion_tokens=12), compared), (run.loop, {})):
+        made = [event for event in events_of("trl", 40_000, UNTIED, loop=loop) if isinstance(event, Allocate)]
+        found = Counter(
+            event.operator for event in made if event.size_bytes == BATCH * 12 and event.operator in compared
+        )
+        assert found == recorded
 
 
 def without_load(events: list[Event]) -> list[Event]:

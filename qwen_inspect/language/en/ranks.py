@@ -40,6 +40,8 @@ TEXT = {
     "ranks_optimizer_adafactor": "adafactor fails on several ranks: transformers' Adafactor (5.23) adds sharded gradients (DTensor) to row and column sums that are not, which torch refuses",
     "assume_ranks_accelerate": "FSDP2 as accelerate (1.15, fsdp2_prepare_model) applies it, which Trainer calls with fsdp=True: embedding, each layer, norm with head, and what is left; with --accumulate FSDP2 keeps whole gradients until the last micro-batch of a step (no_sync)",
     "assume_ranks_mixed": "FSDP2's mixed precision takes the place of autocast, as accelerate sets it: trained weights, their gradients and optimizer states are sharded in float32; weights are gathered, computed with and gradients reduced in {dtype}, and outputs, the loss among them, are in {dtype}",
+    "ranks_adapters_loop": "With --tp, LoRA is predicted without --loop and --autocast: it was not run in a loop of the libraries there",
+    "ranks_four_bits_autocast": "On ranks of FSDP, 4 bits are predicted without --autocast: accelerate does not widen adapters beside such weights, which was not run here",
     "ranks_style": "Unknown style {style} in transformers' plan: how it cuts a tensor is not known here",
     "ranks_scalar": "FSDP2 refuses a parameter without dimensions",
     "ranks_four_bits": "Weights in bitsandbytes' 4 bits on several devices are predicted in --mode train with --lora and --fsdp alone, in ZeRO stages 2 and 3",

@@ -40,6 +40,8 @@ TEXT = {
     "ranks_optimizer_adafactor": "adafactor 在多个 rank 上会报错：transformers（5.23）的 Adafactor 把切分的梯度（DTensor）加到未切分的行、列统计量上，torch 拒绝这种混合",
     "assume_ranks_accelerate": "FSDP2 按 accelerate（1.15，fsdp2_prepare_model）的方式应用，Trainer 设 fsdp=True 时即如此：词嵌入、每一层、归一化与输出层、其余部分各为一个单元；使用 --accumulate 时，FSDP2 保留完整梯度直到一步的最后一个微批（no_sync）",
     "assume_ranks_mixed": "FSDP2 的混合精度代替 autocast，按 accelerate 的设置：参与训练的权重、其梯度与优化器状态以 float32 切分；权重以 {dtype} 聚合并参与计算，梯度以 {dtype} 归约，输出（包括损失）为 {dtype}",
+    "ranks_adapters_loop": "使用 --tp 时，LoRA 不支持 --loop 与 --autocast：未在这些库的训练循环中实际运行过",
+    "ranks_four_bits_autocast": "FSDP 下的 4 位权重不支持 --autocast：accelerate 不会加宽这类权重旁的适配器，此处未实际运行过",
     "ranks_style": "transformers 的方案中有未知的切分方式 {style}：不知道它如何切分张量",
     "ranks_scalar": "FSDP2 不接受没有维度的参数",
     "ranks_four_bits": "bitsandbytes 的 4 位权重在多个设备上的分布，仅支持 --mode train 与 --lora、且单独使用 --fsdp（ZeRO 阶段 2 和 3）的情况",
