@@ -209,7 +209,8 @@ class Sizes:
         for name in self.samples[0].numbers:
             yield Part(1, 1, (), name, None)
         looped = max(each.count for each in some) > 1
-        for place, name in product(ITEMS if looped else ENDS, self.samples[0].items[axis][0]):
+        names = next(each.items[axis][0] for each in self.samples if each.items[axis])
+        for place, name in product(ITEMS if looped else ENDS, names):
             yield Part(1, 1, (), name, place)
 
     def _table(
