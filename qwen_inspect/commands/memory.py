@@ -151,7 +151,7 @@ def _check_speed(options: Namespace) -> None:
     """Raises UsageError for bounds of anything but one card that is named, running text."""
     if not options.speed:
         return
-    if excluded := given(options, *SHARED_BY, "device_map", "device", "image", "video"):
+    if excluded := given(options, *SHARED_BY, "device_map", "device", "image", "video", "audio"):
         raise UsageError("options_exclude", option="--speed", other=excluded[0])
     if options.mode == "train":
         raise UsageError("options_exclude", option="--speed", other="--mode train")

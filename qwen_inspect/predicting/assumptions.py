@@ -18,6 +18,13 @@ from .uses import LINEAR
 from .workspaces import LT_WORKSPACE_BYTES, workspace_of
 
 CONVOLVED = "aten.convolution_backward.default"
+TOWERS = "vis", "audio"  # how the names of their modules begin: visual, vision_tower, audio_tower
+# Of a prompt of text, by whether the model sees and whether it hears.
+OF_TEXT = {
+    (True, False): "assume_text_only",
+    (False, True): "assume_text_only_hearing",
+    (True, True): "assume_text_only_both",
+}
 
 if TYPE_CHECKING:
     from ..results.measurement import Calibration
@@ -111,7 +118,6 @@ def part_assumptions(
     """Assumptions about parts that only some models have. by_card: `tracing.scratch.varies_by_card`."""
     four_bits = any(operator.startswith("bitsandbytes.gemm") for operator in operators)
     linear = any(module.endswith(LINEAR) for module in modules)
-    seeing = any("visual" in module and re.search(r"\bvisual\b", module) for module in modules)
     biased = any(is_one_of(operator, BIASED_PRODUCT) for operator in operators)
     return (
         *([Message("assume_workspace_biases", bytes=LT_WORKSPACE_BYTES)] if biased and run.device == "cuda" else []),
@@ -121,7 +127,7 @@ def part_assumptions(
             else []
         ),
         *([Message("assume_linear_reference")] if linear else []),
-        *([Message("assume_text_only")] if seeing and run.media is None else []),
+        *_idle_towers(modules, run),
         *([Message("assume_audio")] if run.media is not None and run.media.clips and run.device == "cuda" else []),
         *([Message("assume_four_bits")] if four_bits and run.mode == "train" else []),
         *(
@@ -130,6 +136,19 @@ def part_assumptions(
             else []
         ),
     )
+
+
+def _idle_towers(modules: Collection[str], run: Run) -> Iterator[Message]:
+    """The towers whose weights are held, but which do not run."""
+    sees, hears = (any(name in module and re.search(rf"\b{name}", module) for module in modules) for name in TOWERS)
+    if run.media is None:
+        key = OF_TEXT.get((sees, hears))
+    elif sees and not run.media.items:
+        key = "assume_no_images"
+    else:
+        key = "assume_no_audio" if hears and not run.media.clips else None
+    if key is not None:
+        yield Message(key)
 
 
 def _training_assumptions(run: Run) -> Iterator[Message]:

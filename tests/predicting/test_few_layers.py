@@ -121,3 +121,20 @@ def test_the_convolution_of_patches_is_spoken_of_where_a_tower_trains(
     run = Run(media=media, prompt_tokens=20 + media.context_tokens, mode="train", trained=trained)
     found = predict(report, run).predicted
     assert ("assume_tower_trained" in {message.key for message in found.assumptions}) == (family == "qwen3_vl")
+
+
+@pytest.mark.parametrize(
+    ("seen", "seconds", "expected"),
+    [(False, (), "text_only_both"), (True, (), "no_audio"), (False, (3.3,), "no_images"), (True, (3.3,), None)],
+)
+def test_towers_that_do_not_run_are_named(
+    seen: bool, seconds: tuple[float, ...], expected: str | None, tmp_path: Path
+) -> None:
+    report = inspect(str(write_config(tmp_path, hearing("qwen2_5_omni_thinker"))))
+    media: Media | None = None
+    if seen or seconds:
+        media = heard(report.config or {}, *seconds, seen=(Typed(text="", width=200, height=120),) if seen else ())
+    run = Run(media=media, prompt_tokens=30 + (media.context_tokens if media else 0), new_tokens=2)
+    keys = {message.key for message in predict(report, run).predicted.assumptions}
+    idle = {key for key in keys if key.startswith(("assume_text_only", "assume_no_"))}
+    assert idle == ({f"assume_{expected}"} if expected else set())

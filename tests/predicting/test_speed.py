@@ -157,6 +157,7 @@ def test_no_card_generates_faster_than_its_memory_is_read() -> None:
         (["--speed"], "--gpu NAME"),
         (["--speed", "--gpu", "h100", "--mode", "train"], "--mode train"),
         (["--speed", "--gpu", "h100", "--tp", "2"], "--tp"),
+        (["--speed", "--gpu", "h100", "--audio", "3s"], "--audio"),
         (["--speed", "--gpu", "RTX 5060"], "No source gives the memory bandwidth of RTX 5060"),
     ],
 )

@@ -119,6 +119,10 @@ TEXT = {
     "assume_linear_reference": "Linear-attention layers run transformers' reference code in PyTorch, as where no kernels for them are installed; with kernels (flash-linear-attention, causal-conv1d) they take less",
     "assume_audio": "No run with audio was recorded on a card: what cuDNN takes for the convolutions of the audio tower, while they run, is not counted",
     "assume_text_only": "The prompt is text: the vision tower's weights are held, but it does not run",
+    "assume_text_only_hearing": "The prompt is text: the audio tower's weights are held, but it does not run",
+    "assume_text_only_both": "The prompt is text: the weights of the vision and audio towers are held, but they do not run",
+    "assume_no_images": "The prompt has no images: the vision tower's weights are held, but it does not run",
+    "assume_no_audio": "The prompt has no audio: the audio tower's weights are held, but it does not run",
     # --- traces
     "trace_events_differ": "The traces of two workloads do not have the same events ({length} and {other}), so no trace of this model can be kept",
     "trace_not_polynomial": "The size of a storage of {module} ({operator}) does not grow with batch and lengths as was assumed, so no trace of this model can be kept",

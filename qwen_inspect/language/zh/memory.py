@@ -119,6 +119,10 @@ TEXT = {
     "assume_linear_reference": "线性注意力层按 transformers 的 PyTorch 参考实现执行（未安装专用 kernel 时即如此）；安装专用 kernel（flash-linear-attention、causal-conv1d）后占用更少",
     "assume_audio": "尚无显卡上的音频运行记录：音频塔的卷积运行时 cuDNN 所需的工作空间未计入",
     "assume_text_only": "提示词为纯文本：视觉塔的权重占用显存，但不参与计算",
+    "assume_text_only_hearing": "提示词为纯文本：音频塔的权重占用显存，但不参与计算",
+    "assume_text_only_both": "提示词为纯文本：视觉塔和音频塔的权重占用显存，但不参与计算",
+    "assume_no_images": "提示词不含图片：视觉塔的权重占用显存，但不参与计算",
+    "assume_no_audio": "提示词不含音频：音频塔的权重占用显存，但不参与计算",
     # --- traces
     "trace_events_differ": "两个工作负载的追踪事件数不同（{length} 与 {other}），无法保存该模型的追踪记录",
     "trace_not_polynomial": "{module}（{operator}）的张量大小随批大小与长度的增长不符合假设，无法保存该模型的追踪记录",
