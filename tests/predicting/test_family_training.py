@@ -33,8 +33,12 @@ from qwen_inspect.tracing.trace import trace
 from .test_family_traces import known, without_order_of_frees
 
 KEPT = sorted(path.name.removesuffix("-training.json.gz") for path in Path(SHIPPED).glob("*-training.json.gz"))
-IN_EVERY_RUN = {("llama", 0), ("mixtral", 1), ("qwen2", 2), ("qwen3", 3)}
-ADAPTED_IN_EVERY_RUN = {("llama dense 7 modules", 4), ("qwen3 bnb-nf4-double 7 modules", 0)}
+IN_EVERY_RUN = {("llama", 0), ("mixtral", 1), ("qwen2", 2), ("qwen3", 3), ("qwen3_5", 1)}
+ADAPTED_IN_EVERY_RUN = {
+    ("llama dense 7 modules", 4),
+    ("qwen3 bnb-nf4-double 7 modules", 0),
+    ("qwen3_5 dense 12 modules", 2),
+}
 TRAINED = Run(mode="train", prompt_tokens=150, attention="sdpa")
 # With each optimizer.
 OPTIONS: tuple[Mapping[str, Any], ...] = (
