@@ -83,8 +83,11 @@ class Demand(ABC):
         """`requirement(...).held_bytes`; override with something faster."""
         return self.requirement(batch, context_tokens).held_bytes
 
-    def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool:
-        """Whether `held_bytes` is within `room_bytes`; override with something faster, as a search calls it many times."""
+    def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool | None:
+        """Whether `held_bytes` is within `room_bytes`; override with something faster, as a search calls it many times.
+
+        None if only a lower bound is known of this run, and that is.
+        """
         return self.held_bytes(batch, context_tokens) <= room_bytes
 
     def least_bytes(self, batch: int, context_tokens: int) -> int:

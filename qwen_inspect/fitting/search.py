@@ -252,17 +252,29 @@ class Search:
 
     def largest_context(self, batch: int, room: int, *, requested: int) -> Largest:
         step = self._demand.context_step
-        fits = _with_progress("context", lambda tokens: self._demand.fits(batch, tokens, room))
-        tokens = step * largest(lambda steps: fits(step * steps), self._most_context // step, asked=requested // step)
-        if tokens < requested <= self._most_context and requested % step and fits(requested):
-            tokens = requested
+        tried = _Tried("context", lambda tokens: self._demand.fits(batch, tokens, room))
+
+        def search(fits: Callable[[int], bool]) -> int:
+            most, asked = self._most_context // step, requested // step
+            tokens = step * largest(lambda steps: fits(step * steps), most, asked=asked)
+            in_reach = tokens < requested <= self._most_context and requested % step > 0
+            return requested if in_reach and fits(requested) else tokens
+
         limit = self._most_context // step * step
-        return bounded(tokens, limit=limit, bound=self._context_bound, whole=self._whole)
+        return self._answer(tried, search, limit, self._context_bound)
 
     def largest_batch(self, context_tokens: int, room: int, *, requested: int) -> Largest:
-        fits = _with_progress("batch", lambda batch: self._demand.fits(batch, context_tokens, room))
-        most = largest(fits, MOST_BATCH, asked=requested)
-        return bounded(most, limit=MOST_BATCH, bound="search", whole=self._whole)
+        tried = _Tried("batch", lambda batch: self._demand.fits(batch, context_tokens, room))
+        return self._answer(tried, lambda fits: largest(fits, MOST_BATCH, asked=requested), MOST_BATCH, "search")
+
+    def _answer(
+        self, tried: _Tried, search: Callable[[Callable[[int], bool]], int], limit: int, bound: Bound
+    ) -> Largest:
+        """The largest that fits; where a larger one may fit, of which only a lower bound is known, the largest that may."""
+        found = bounded(search(tried), limit=limit, bound=bound, whole=self._whole)
+        if found.value is None or tried.unknown <= found.value:
+            return found
+        return bounded(search(tried.may_fit), limit=limit, bound=bound, whole=False)
 
     def curve(self, batch: int, context_tokens: int, room: int) -> tuple[CurvePoint, ...]:
         """The largest batch for usual contexts, up to the model's limit, else up to what fits with one sequence.
@@ -281,23 +293,36 @@ class Search:
         )
 
 
-def _with_progress(what: str, fits: Callable[[int], bool]) -> Callable[[int], bool]:
-    """`fits`, reporting as progress the bounds found so far. what: "context" or "batch"."""
-    low, high = 0, None  # the largest value that fits, the smallest that does not
+class _Tried:
+    """Whether values fit, with the bounds found so far as progress. what: "context" or "batch". fits: None if it is not known.
 
-    def reported(value: int) -> bool:
-        nonlocal low, high
+    unknown: the largest value of which it was not known.
+    """
+
+    def __init__(self, what: str, fits: Callable[[int], bool | None]) -> None:
+        self._what, self._fits = what, fits
+        self._low = self.unknown = 0  # _low: the largest that fits
+        self._high: int | None = None  # the smallest that does not
+
+    def __call__(self, value: int) -> bool:
+        return bool(self._try(value))
+
+    def may_fit(self, value: int) -> bool:
+        return self._try(value) is not False
+
+    def _try(self, value: int) -> bool | None:
+        low, high = self._low, self._high
         bounds = Message("purpose_from", low=low) if high is None else Message("purpose_between", low=low, high=high)
-        what_for = Message(f"purpose_{what}", known=bounds)
-        with purpose(what_for), working(f"working_search_{what}", value=value, known=bounds):
-            does_fit = fits(value)
+        what_for = Message(f"purpose_{self._what}", known=bounds)
+        with purpose(what_for), working(f"working_search_{self._what}", value=value, known=bounds):
+            does_fit = self._fits(value)
         if does_fit:
-            low = max(low, value)
+            self._low = max(low, value)
+        elif does_fit is None:
+            self.unknown = max(self.unknown, value)
         else:
-            high = value if high is None else min(high, value)
+            self._high = value if high is None else min(high, value)
         return does_fit
-
-    return reported
 
 
 def bounded(value: int, *, limit: int, bound: Bound, whole: bool) -> Largest:

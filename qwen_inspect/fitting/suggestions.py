@@ -15,9 +15,10 @@ from ..results.model import Report
 def smaller(
     engine: Engine[Request, AnyDemand], demand: Demand, answer: CardAnswer, *, batch: int, context_tokens: int
 ) -> Iterator[Suggestion]:
-    """A shorter context and a smaller batch, each the largest that fits."""
-    shorter, fewer = answer.high.context.at_most or 0, answer.high.batch.at_most or 0
-    whole = answer.requirement.whole
+    """A shorter context and a smaller batch, each the largest that fits; of a run of which only a lower bound is known, the
+    largest that may."""
+    whole, high = answer.requirement.whole, answer.high
+    shorter, fewer = ((most.value if whole else most.at_most) or 0 for most in (high.context, high.batch))
     changes: tuple[tuple[Change, int, int, tuple[int, int]], ...] = (
         ("context", shorter, context_tokens, (batch, shorter)),
         ("batch", fewer, batch, (fewer, context_tokens)),

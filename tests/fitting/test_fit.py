@@ -44,6 +44,7 @@ from qwen_inspect.results.model import Report
 from qwen_inspect.structure.inspect import analyse, inspect
 
 from ..support.models import TINY_QWEN3, run, write_config, write_sparse
+from ..support.runs import without_torch
 from ..support.schema import assert_keeps_to_the_schema
 
 MIB = 1 << 20
@@ -602,3 +603,22 @@ def test_another_engine_says_its_own_demand() -> None:
     assert found.high.batch.value == 40 < MOST_BATCH
     expected: Mapping[int, int] = {1024: 40, 4096: 10, 16_384: 2, 65_536: 0, 100_000: 0}
     assert {point.context_tokens: point.batch.value for point in found.curve} == expected
+
+    class Unknown(Blocks):
+        """Of contexts up to 20,000 tokens a lower bound is known."""
+
+        def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool | None:
+            return None if context_tokens <= 20_000 else super().fits(batch, context_tokens, room_bytes)
+
+    unknown, known = (answer(Unknown(), card(size * MIB), batch=1, context_tokens=90_000) for size in (60, 100))
+    assert (unknown.high.context.value, unknown.high.context.at_most) == (None, 20_000)
+    assert known.high.context.value == 40_960
+
+
+def test_lengths_that_only_torch_traces_may_fit_without_it() -> None:
+    """Prompts of one or two chunks of linear attention, where longer ones do not fit."""
+    asked = "fit", "catalog:Qwen/Qwen3.5-9B", "--mode", "train", "--lora", "16", "--memory", "20GiB", "--format", "json"
+    done = without_torch(*asked)
+    found = json.loads(done.stdout)["cards"][0]
+    assert (found["max_context_tokens"], found["at_most_context_tokens"]) == (None, 128)
+    assert not [change for change in found["suggestions"] if change["kind"] == "context"]

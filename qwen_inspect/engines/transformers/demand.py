@@ -285,14 +285,15 @@ class TransformersDemand(Demand):
             return None
         return self._folded.get(self._regime(self._point(batch, context_tokens)))
 
-    def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool:
+    def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool | None:
         if max(self.kept_bytes, self.least_bytes(batch, context_tokens)) > room_bytes:
             return False
         traced = self._traced_at(batch, context_tokens) or self._folded_at(batch, context_tokens)
         if traced is None:
             required = self.requirement(batch, context_tokens)
-            known = required.whole or self._requested.peak_reserved is None  # else a lower bound shows no fit
-            return known and required.held_bytes <= room_bytes
+            if required.held_bytes > room_bytes:
+                return False
+            return True if required.whole or self._requested.peak_reserved is None else None
         return traced.fits(self._point(batch, context_tokens), room_bytes)
 
     def least_bytes(self, batch: int, context_tokens: int) -> int:
