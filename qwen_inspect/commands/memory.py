@@ -74,13 +74,16 @@ def run(options: Namespace, say: Language) -> int:
     report = media.with_media(prediction.inspected(options), request, options)
     run = prediction.with_media(prediction.as_the_model_runs(run, report, options), report, options)
     shared = _over_devices(report, run, options)  # first, so that a refusal comes before a slow trace
-    memory = replace(
-        _memory(report, run, options) if options.rollout is None else _grpo(report, run, options), **shared
-    )
+    speed = None
     if options.speed:
         from ..predicting.speed import speed_of
 
-        memory = replace(memory, speed=speed_of(report, run, options.gpu))
+        speed = speed_of(report, run, options.gpu)
+    memory = replace(
+        _memory(report, run, options) if options.rollout is None else _grpo(report, run, options),
+        speed=speed,
+        **shared,
+    )
     if options.plot is not None:
         _draw_course(memory, options, say)
     if options.format == "html" and request is None:
@@ -148,10 +151,10 @@ def _check_rollouts(options: Namespace) -> None:
 
 
 def _check_speed(options: Namespace) -> None:
-    """Raises UsageError for bounds of anything but one card that is named, running text."""
+    """Raises UsageError for bounds of anything but one card that is named, or of audio."""
     if not options.speed:
         return
-    if excluded := given(options, *SHARED_BY, "device_map", "device", "image", "video", "audio"):
+    if excluded := given(options, *SHARED_BY, "device_map", "device", "audio"):
         raise UsageError("options_exclude", option="--speed", other=excluded[0])
     if options.mode == "train":
         raise UsageError("options_exclude", option="--speed", other="--mode train")

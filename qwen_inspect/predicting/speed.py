@@ -14,6 +14,7 @@ from ..errors import UnsupportedError
 from ..loaders import gpus
 from ..results.attention import LayerAttention, LinearLayerAttention
 from ..results.gpu import Gpu
+from ..results.media import Media
 from ..results.memory import Run
 from ..results.model import Report
 from ..results.quantisation import (
@@ -27,7 +28,7 @@ from ..results.quantisation import (
 )
 from ..results.speed import Speed, Step, StepName
 from ..spec import Module
-from ..values import dataclass
+from ..values import dataclass, replace
 
 OTHERS = ("vision", "embedding")  # what a step over text does not multiply with
 WITHOUT_PRODUCTS = ("linear", "recurrent", "convolution", "none")  # layers without softmax attention
@@ -53,7 +54,7 @@ class Weights:
 
 
 def speed_of(report: Report, run: Run, gpu_name: str) -> Speed:
-    """For text alone, on one card. Raises UnsupportedError for what no source or design tells, and UsageError for no card."""
+    """On one card. Raises UnsupportedError for what no source or design tells, audio among it, and UsageError for no card."""
     gpu = gpus.find(gpu_name)
     if gpu.bandwidth is None:
         raise UnsupportedError("speed_no_bandwidth", name=gpu.name)
@@ -79,10 +80,24 @@ def speed_of(report: Report, run: Run, gpu_name: str) -> Speed:
 
 
 def _steps(report: Report, run: Run, gpu: Gpu, weights: tuple[Weights, ...]) -> Iterator[Step]:
-    yield _step(report, run, gpu, weights, ("prompt", run.prompt_tokens, run.prompt_tokens))
+    prompt = _step(report, run, gpu, weights, ("prompt", run.prompt_tokens, run.prompt_tokens))
+    yield prompt if run.media is None else _seeing(prompt, report, run, run.media)
     if run.mode == "generate" and run.new_tokens > 1:
         yield _step(report, run, gpu, weights, ("first", 1, run.prompt_tokens + 1))
         yield _step(report, run, gpu, weights, ("last", 1, run.cached_tokens))
+
+
+def _seeing(prompt: Step, report: Report, run: Run, media: Media) -> Step:
+    """The prompt's step with that of the tower before it."""
+    from .tower_speed import tower_work
+
+    operations, weight_bytes = tower_work(report, media, run.batch)
+    return replace(
+        prompt,
+        operations=prompt.operations + operations,
+        weight_bytes=prompt.weight_bytes + weight_bytes,
+        even_weight_bytes=prompt.even_weight_bytes + weight_bytes,
+    )
 
 
 def _step(report: Report, run: Run, gpu: Gpu, weights: tuple[Weights, ...], step: tuple[StepName, int, int]) -> Step:

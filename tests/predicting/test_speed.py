@@ -12,15 +12,19 @@ from qwen_inspect import inspect
 from qwen_inspect.loaders import gpus
 from qwen_inspect.predicting.speed import speed_of
 from qwen_inspect.results.attention import LayerAttention
+from qwen_inspect.results.media import Media
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.results.speed import Speed
+from qwen_inspect.tracing.media import media_inputs
 
+from ..support.families import FAMILIES
 from ..support.models import run
 from ..support.published import published
 from ..support.small_models import small_config
+from ..tracing.test_media_trace import TOKENS, medium
 
-PROMPT, BATCH = 24, 2
+PROMPT, BATCH, SEEN = 24, 2, 160
 # Multiplications and additions of a multiprocessor in a clock: 16-bit matrices without sparsity, sums in 32 bits.
 # Source: the data sheets' own peaks over their multiprocessors and boost clocks; GeForce cards sum in 32 bits at half the rate
 A_CLOCK = {(7, 0): 1_024, (7, 5): 1_024, (8, 0): 2_048, (8, 6): 1_024, (8, 9): 1_024, (9, 0): 4_096, (12, 0): 1_024}
@@ -176,3 +180,38 @@ def test_the_answer_and_the_json_say_it() -> None:
     )["speed"]
     assert content["time_to_first_token_seconds"] is None  # T4 has no bfloat16
     assert [step["step"] for step in content["steps"]] == ["prompt", "first", "last"]
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_a_towers_operations_are_those_that_torch_counts(tmp_path: Path, model_type: str) -> None:
+    """Two images of different sizes and a video, in each of two sequences: what they add to a prompt of text."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = {**FAMILIES[model_type], "dtype": "bfloat16", **TOKENS}
+    marks = None if model_type.startswith("qwen3") else 0  # timestamps between a video's slices
+    video = medium(2, 4, 8, frames=4, marks=marks)
+    media = Media(items=(medium(1, 8, 12), medium(1, 4, 4), video), images=None, videos=None)
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
+    report = inspect(str(write(tmp_path / model_type, config)))
+    text, seeing = (
+        speed_of(report, Run(prompt_tokens=SEEN, batch=BATCH, media=seen), "H100 SXM").steps[0]
+        for seen in (None, media)
+    )
+    given = media_inputs(model, media, batch=BATCH, prompt_tokens=SEEN)
+    without = {"input_ids": torch.ones_like(given["input_ids"])}
+    counted = []
+    for inputs in (without, given):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(**inputs, logits_to_keep=1)
+        counted.append(counter.get_total_flops())
+    assert seeing.operations - text.operations == counted[1] - counted[0]
+    tower = sum(parameter.numel() for parameter in model.model.visual.parameters())
+    assert seeing.weight_bytes - text.weight_bytes == 2 * tower
+    assert seeing.cache_bytes == text.cache_bytes
+
+
+def test_other_towers_have_no_bound() -> None:
+    done = run("memory", "catalog:google/gemma-3-4b-it", "--image", "64x64", "--gpu", "H100", "--speed")
+    assert (done.code, "gemma3" in done.err) == (7, True)

@@ -178,5 +178,6 @@ TEXT = {
     "speed_mixture": "Weights read: those of one token's experts, the fewest possible. The last column has the experts that tokens choose if they spread evenly",
     "speed_uncounted": "Of {layers} layers only the cache is known: their attention's operations are left out",
     "speed_no_bandwidth": "No source gives the memory bandwidth of {name}, so its speed is not bounded. qwen-inspect gpus --json lists the cards that have one",
+    "speed_tower": "The speed is bounded for the towers of Qwen's image and video models; that of {model_type}, and audio, is not counted. Without --image and --video the text alone is bounded",
     "speed_no_decoder": "The speed is bounded for decoders whose layers and cache are known; this model is none of them",
 }

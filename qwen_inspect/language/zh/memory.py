@@ -178,5 +178,6 @@ TEXT = {
     "speed_mixture": "读取权重按单个 token 所选的专家计，即可能的最小值；最后一列按 token 均匀选择专家计",
     "speed_uncounted": "有 {layers} 层只知道其缓存，其注意力的运算未计入",
     "speed_no_bandwidth": "没有来源给出 {name} 的显存带宽，因此无法给出速度上限。qwen-inspect gpus --json 列出有此数据的显卡",
+    "speed_tower": "目前只能为 Qwen 系列的图片与视频编码器估算速度上限；{model_type} 的编码器以及音频不在其中。去掉 --image 和 --video 可只估算文本部分",
     "speed_no_decoder": "仅对各层及缓存已知的解码器给出速度上限，该模型不在此列",
 }
