@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import combinations_with_replacement, product
+from itertools import accumulate, combinations_with_replacement, product
 from typing import Any
 
 from benchmarks.learning import MODULUS
@@ -13,7 +14,19 @@ from benchmarks.repeats import Loop as Found
 from benchmarks.repeats import NoPattern, loops, tokens_of
 from qwen_inspect.predicting.family_trace import Variables
 from qwen_inspect.predicting.kept_trace import KeptTrace
-from qwen_inspect.predicting.repeats import Loop, Part, Place, Program, Size, Target, Token
+from qwen_inspect.predicting.repeats import (
+    PARTS,
+    Group,
+    Loop,
+    Part,
+    Place,
+    Program,
+    Size,
+    Target,
+    Token,
+    loops_in_order,
+    part_of,
+)
 
 FACTORS = 3  # variables in a product, at most
 SEARCHED = 12  # occurrences that a size is searched in; all check it
@@ -39,27 +52,47 @@ class Sample:
 
 @dataclass(slots=True)
 class Occurrence:
-    """A token in a sample. turn, count: of its loop. size: of a request. freed: token, turn and count of what a free frees."""
+    """A token in a sample. turn, count: of its loop. size: of a request. freed: token, turn and count of what a free frees.
+
+    outer, outers: of the loop's group, which has 0 outside of groups. freed_outer: turn and count of the group of what is freed.
+    """
 
     sample: int
     turn: int
     count: int
     size: int = 0
     freed: tuple[int, int, int] | None = None
+    outer: int = 0
+    outers: int = 0
+    freed_outer: tuple[int, int] = (0, 0)
+
+    @property
+    def driver(self) -> int:
+        return self.outer if self.outers else self.turn
 
 
-def shape_of(base: Sample, longer: Mapping[str, Sample]) -> list[tuple[str, int, tuple[Any, ...]]]:
-    """The loops of a run, as axis, turns beyond its count and tokens. longer: by axis, a run with more."""
+Shape = list[tuple[str, int, tuple[Any, ...]]]  # loops: axis, turns beyond its count, tokens
+
+
+def shape_of(base: Sample, longer: Mapping[str, Sample]) -> Shape:
+    """The loops of a run. longer: by axis, a run with more."""
     tokens = tokens_of(base.trace)
+    sequences = base.counts.get("sequences", 1)
     found: list[Found] = sorted(
         (
             loop
             for axis, sample in longer.items()
-            for loop in loops(axis, tokens, tokens_of(sample.trace), max(1, sample.counts[axis] - base.counts[axis]))
+            for loop in loops(
+                axis,
+                tokens,
+                tokens_of(sample.trace),
+                max(1, sample.counts[axis] - base.counts[axis]),
+                sequences=sequences,
+            )
         ),
         key=lambda loop: loop.begin,
     )
-    shape: list[tuple[str, int, tuple[Any, ...]]] = []
+    shape: Shape = []
     at = 0
     for loop in found:
         if loop.begin < at:
@@ -70,49 +103,65 @@ def shape_of(base: Sample, longer: Mapping[str, Sample]) -> list[tuple[str, int,
     return shape + [("", 0, (token,)) for token in tokens[at:]]
 
 
-def occurrences(shape: Sequence[tuple[str, int, tuple[Any, ...]]], samples: Sequence[Sample]) -> list[list[Occurrence]]:
+def grouped(shape: Shape, wider: Shape, sequences: int) -> tuple[Shape, list[Group]]:
+    """The shape with what it has for each of so many sequences once. wider: of a run with one more."""
+    whole: Shape = []
+    groups: list[Group] = []
+    at = 0
+    for loop in loops("sequences", shape, wider, token_of=lambda entry: entry[2][0]):
+        whole += shape[at : loop.begin]
+        more = loop.count - sequences
+        if all(not axis for axis, _, _ in loop.block):
+            whole.append(("sequences", more, tuple(token for _, _, block in loop.block for token in block)))
+        else:
+            groups.append(Group(len(whole), len(whole) + len(loop.block), more))
+            whole += loop.block
+        at = loop.stop
+    return whole + shape[at:], groups
+
+
+def occurrences(shape: Shape, samples: Sequence[Sample], groups: Sequence[Group] = ()) -> list[list[Occurrence]]:
     """Of each token of the shape where it is in the samples; NoPattern for a sample of another shape."""
     found: list[list[Occurrence]] = [[] for _, _, block in shape for _ in block]
+    firsts = [*accumulate((len(block) for _, _, block in shape), initial=0)]
     for number, sample in enumerate(samples):
         tokens, counts = tokens_of(sample.trace), sample.counts
-        made: dict[int, tuple[int, int, int]] = {}
-        index = first = 0
-        for axis, more, block in shape:
+        made: dict[int, tuple[tuple[int, int, int], tuple[int, int]]] = {}
+        index = 0
+        for loop, outer, outers in loops_in_order(len(shape), groups, counts):
+            axis, more, block = shape[loop]
             count = counts[axis] + more if axis else 1
-            for turn, (place, token) in product(range(count), enumerate(block, first)):
+            for turn, (place, token) in product(range(count), enumerate(block, firsts[loop])):
                 if index >= len(tokens) or tokens[index] != token:
                     seen = tokens[index] if index < len(tokens) else None
                     raise NoPattern(f"sample {number}, {counts}: {token}, not {seen}")
                 entry = sample.trace.order[index]
-                occurrence = Occurrence(number, turn, count)
+                occurrence = Occurrence(number, turn, count, outer=outer, outers=outers)
                 if entry >= 0:
-                    made[entry] = (place, turn, count)
+                    made[entry] = (place, turn, count), (outer, outers or 1)
                     occurrence.size = sample.trace.allocations[entry][0][0]
                 else:
-                    occurrence.freed = made[-1 - entry]
+                    occurrence.freed, occurrence.freed_outer = made[-1 - entry]
                 found[place].append(occurrence)
                 index += 1
-            first += len(block)
         if index < len(tokens):
             raise NoPattern(f"sample {number}, {counts}: {tokens[index]} beyond")
     return found
 
 
 def split(many: Sequence[Occurrence], one: Any) -> tuple[tuple[Any, ...], str] | None:
-    """What `one` finds for all turns, else for the first, the last or both and the others apart."""
-    first = [each for each in many if each.turn == 0]
-    last = [each for each in many if each.turn == each.count - 1]
-    both = [each for each in many if 0 < each.turn < each.count - 1]
-    ways: list[tuple[str, list[Sequence[Occurrence]]]] = [
-        ("", [many]),
-        ("first", [first, [each for each in many if each.turn]]),
-        ("last", [[each for each in many if each.turn < each.count - 1], last]),
-        ("both", [first, both, last]),
-    ]
-    for name, parts in ways if max(each.count for each in many) > 1 else ways[:1]:
-        found = [one(part) if part else None for part in parts]
+    """What `one` finds for all turns of a loop, else for the first, the last or both and the others apart; else so in the first,
+    the last or both and the other turns of its group apart.
+    """
+    groups = ["", *(f"{way}/" for way in PARTS if way)] if max(each.outers for each in many) > 1 else [""]
+    for group, own in product(groups, PARTS if max(each.count for each in many) > 1 else [""]):
+        way = group + own
+        parts: dict[int, list[Occurrence]] = defaultdict(list)
+        for each in many:
+            parts[part_of(way, each.turn, each.count, each.outer, each.outers)].append(each)
+        found = [one(parts[part]) if parts[part] else None for part in range(PARTS[group.strip("/")] * PARTS[own])]
         if all(each is not None for each in found):
-            return tuple(found), name
+            return tuple(found), way
     return None
 
 
@@ -120,13 +169,18 @@ def target_of(many: Sequence[Occurrence]) -> Target | None:
     tokens = {each.freed[0] for each in many if each.freed is not None}
     if len(tokens) != 1:
         return None
+    freed = [each.freed for each in many if each.freed is not None]
+    place = place_of((each.turn, turn, count) for each, (_, turn, count) in zip(many, freed, strict=True))
+    outer = place_of((each.driver, *each.freed_outer) for each in many)
+    return None if place is None or outer is None else Target(tokens.pop(), place, outer)
+
+
+def place_of(places: Iterable[tuple[int, int, int]]) -> Place | None:
+    """What gives a place among so many by the turn, each as (turn, place, number)."""
+    of_all = set(places)
     for from_end, step, offset in product((False, True), (0, 1, -1), SHIFTS):
-        if all(
-            each.freed is not None
-            and (each.freed[2] - 1 if from_end else 0) + step * each.turn + offset == each.freed[1]
-            for each in many
-        ):
-            return Target(tokens.pop(), Place(from_end, step, offset))
+        if all((count - 1 if from_end else 0) + step * turn + offset == place for turn, place, count in of_all):
+            return Place(from_end, step, offset)
     return None
 
 
@@ -272,20 +326,26 @@ def learn(
     samples: Sequence[Sample],
     variables: Variables,
     known: dict[str, dict[Size, None]],
+    wider: tuple[Sample, Mapping[str, Sample]] | None = None,
 ) -> Program:
     """NoPattern if a sample does something else, or a size is not found. known: sizes of other runs, by axis and operator, which
-    are tried first; those of this one are added.
+    are tried first; those of this one are added. wider: `base` and `longer` with one sequence more, of sequences with several
+    images.
     """
-    shape = shape_of(base, longer)
+    shape, groups = shape_of(base, longer), list[Group]()
     samples = [*samples, base, *longer.values()]
-    places = iter(occurrences(shape, samples))
+    if wider is not None:
+        shape, groups = grouped(shape, shape_of(*wider), base.counts["sequences"])
+        samples += [wider[0], *wider[1].values()]
+    places = iter(occurrences(shape, samples, groups))
+    inside = {number for group in groups for number in range(group.first, group.stop)}
     sizes = Sizes(samples, variables, known)
     made: list[Loop] = []
     stages: list[tuple[str, int]] = []
     for axis, more, block in shape:
         if block[0][-1]:
             stages.append((block[0][-1], len(made)))
-        if any(token[-1] for token in block[1:]) or (axis and block[0][-1]):
+        if any(token[-1] for token in block[1:]) or ((axis or len(made) in inside) and block[0][-1]):
             raise NoPattern("a stage begins within a loop")
         tokens = []
         for is_request, module, operator, use, _ in block:
@@ -305,4 +365,4 @@ def learn(
             tokens.append(Token(*found, module, operator, use))
         made.append(Loop(axis, more, tuple(tokens)))
     fewest = {axis: min(sample.counts[axis] for sample in samples) for axis in base.counts}
-    return Program(tuple(stages), tuple(made), fewest)
+    return Program(tuple(stages), tuple(made), fewest, tuple(groups))

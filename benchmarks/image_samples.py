@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from random import Random
 from typing import Any
 
@@ -16,8 +17,20 @@ from qwen_inspect.results.media import Media, Medium, Request, Shape, Typed
 from qwen_inspect.tracing.kernels import BIAS_ALIGNMENT
 from qwen_inspect.tracing.towers import ADDING, FULL
 
+IMAGES = ("one", "several", "batch")  # kinds of workloads
+VIDEOS = ("batch of several", "one video", "several videos")
+WITH_VIDEOS: tuple[str, ...] = ()  # families that are learnt with these too
+# Whose videos' frames have runs of tokens, between timestamps.
+STAMPED = ("qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")
 WINDOW = 4  # rows and columns of merged tokens in a window
 LEAST = 2  # rows and columns of an image; a whole window of a tower that has them: of fewer, views need no copy
+
+
+def kinds_of(model_type: str) -> tuple[str, ...]:
+    """Of images and sequences that make regimes of their own."""
+    if tower_in({"model_type": model_type}).sided:
+        return ("one", "several")
+    return IMAGES + VIDEOS if model_type in WITH_VIDEOS else IMAGES
 
 
 def seeing(base: Mapping[str, Any], kinds: Sequence[Any], layers: int, random: Random) -> dict[str, Any]:
@@ -94,28 +107,32 @@ TOWERS: Mapping[str, Callable[[dict[str, Any], dict[str, Any], Sequence[Any], Ra
     "gemma3": _gemma3,
     "mistral3": _mistral3,
 }
-FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "gemma3")
+FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe", "gemma3")
 
 
-def image(rows: int, columns: int, vision: Mapping[str, Any]) -> Medium:
-    """rows, columns: of merged tokens."""
+def image(rows: int, columns: int, vision: Mapping[str, Any], frames: int = 0, *, stamped: bool = False) -> Medium:
+    """rows, columns: of merged tokens. frames: of a video, else 0. stamped: whether each has a run of tokens of its own."""
     side, channels = vision["patch_size"], vision.get("in_channels", 3)
-    numbers = 4 * rows * columns * channels * vision["temporal_patch_size"] * side**2
+    slices = frames or 1
+    numbers = 4 * slices * rows * columns * channels * vision["temporal_patch_size"] * side**2
     shape = Shape(
         height=2 * side * rows,
         width=2 * side * columns,
-        grid=(1, 2 * rows, 2 * columns),
-        tokens=rows * columns,
+        grid=(slices, 2 * rows, 2 * columns),
+        tokens=slices * rows * columns,
+        marks=None if frames and stamped else 0,
         pixels=numbers,
     )
-    return Medium(typed=Typed(text="", width=shape.width, height=shape.height), shape=shape)
+    seconds = Fraction(frames) if frames else None
+    typed = Typed(text="", width=shape.width, height=shape.height, seconds=seconds)
+    return Medium(typed=typed, shape=shape, frames=2 * frames or None)
 
 
 def images(
-    windows: Sequence[tuple[int, int]], config: Mapping[str, Any], vision: Mapping[str, Any], random: Random
+    windows: Sequence[Sequence[int]], config: Mapping[str, Any], vision: Mapping[str, Any], random: Random
 ) -> Media:
-    """An image with so many rows and columns of windows each, the last of which may be partial; of a tower that stacks them of
-    so many columns of tokens twice, and one, so that some are as wide as others.
+    """An image with so many rows and columns of windows each, the last of which may be partial, a video with frames as well; of a
+    tower that stacks images of so many columns of tokens twice, and one, so that some are as wide as others.
     """
     least = WINDOW if vision.get("window_size") else LEAST
 
@@ -127,8 +144,10 @@ def images(
         return media_of(config, {}, Request(typed=tuple(Typed(text="", width=64, height=48) for _ in windows)))
     if known.stacked:
         side = vision["patch_size"] * config.get("spatial_merge_size", 1)
-        sizes = [(side * length(rows), side * (2 * columns + 1)) for rows, columns in windows]
-        typed = tuple(Typed(text="", width=width, height=height) for height, width in sizes)
+        sides = [(side * length(rows), side * (2 * columns + 1)) for rows, columns in windows]
+        typed = tuple(Typed(text="", width=width, height=height) for height, width in sides)
         return media_of(config, {}, Request(typed=typed))
-    sizes = [(length(rows), length(columns)) for rows, columns in windows]
-    return Media(items=tuple(image(*size, vision) for size in sizes), images=None, videos=None)
+    stamped = config["model_type"] in STAMPED
+    sizes = ((length(rows), length(columns), *frames) for rows, columns, *frames in windows)
+    items = (image(rows, columns, vision, *frames, stamped=stamped) for rows, columns, *frames in sizes)
+    return Media(items=tuple(items), images=None, videos=None)

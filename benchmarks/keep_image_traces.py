@@ -1,5 +1,6 @@
 """Makes the families' traces with images in the package, for installs without torch: `keep_image_traces.py MODEL_TYPE ...`.
 
+With `--more`, the kept traces stay, and only the regimes that they lack are learnt.
 Each is learnt from traces of random configurations in a few layers with random images, and is held against traces of others,
 event by event. Needs the torch extra.
 """
@@ -18,17 +19,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.image_learning import Sample, learn
-from benchmarks.image_samples import FAMILIES, LEAST, images, seeing
+from benchmarks.image_samples import FAMILIES, LEAST, images, kinds_of, seeing
 from benchmarks.keep_traces import defaults_of, outline, report_of
 from benchmarks.repeats import NoPattern
 from benchmarks.structures import bases
 from qwen_inspect.predicting.family_file import SHIPPED
 from qwen_inspect.predicting.family_trace import NotCovered, Variables, loaded_of
 from qwen_inspect.predicting.few_layers import around, fewest_layers, first_layers
-from qwen_inspect.predicting.image_file import dump, image_file
+from qwen_inspect.predicting.image_file import dump, image_file, read
 from qwen_inspect.predicting.image_towers import FAMILIES as TOWERS
 from qwen_inspect.predicting.image_towers import tower_in
 from qwen_inspect.predicting.image_trace import (
+    BATCH_OF_SEVERAL,
     Design,
     ImageTrace,
     ImageVariant,
@@ -36,6 +38,7 @@ from qwen_inspect.predicting.image_trace import (
     regime_of,
     workload_of,
 )
+from qwen_inspect.predicting.kept_trace import CHUNK_TOKENS
 from qwen_inspect.predicting.outline import options_of
 from qwen_inspect.predicting.repeats import Program, Size
 from qwen_inspect.predicting.segments import apart, fixed
@@ -50,21 +53,41 @@ from qwen_inspect.tracing.trace import trace
 
 GPUS = ("A100-80GB", "H100-80GB")  # of which one has cuDNN's attention
 SAMPLES, CHECKS = 9, 2  # of each regime
-FEW_SAMPLES, FEW_CHECKS = 6, 1  # where there are many regimes
+FEW_SAMPLES, FEW_CHECKS = (
+    6,
+    1,
+)  # where there are many regimes, and beside known ones, whose samples told variables apart
 TRIES = 300  # configurations, and lengths of each, among which a regime is looked for
+CHUNKS = 5  # of the prompt of a run that shows what repeats, where linear attention takes it in chunks
 GROWN = {"grown": (3, 90), "first step": (2, 2), "no step": (1, 1)}  # new tokens
 # On which sides of a window the prompt and all tokens are, and what takes an attention's mask.
 SIDES = {"grown": ("<<", "<>", ">>"), "first step": ("<<", ">>"), "no step": ("<<", ">>")}
 MASKS = ("cudnn", "padded rows", "whole rows")
-# Windows of each image and sequences of a run, and of others with one more image, or with more windows.
-BASES = {
+# Windows of each image (and frames, of a video), and sequences of a run; of others with one more image or frame, or with more
+# windows.
+BASES: dict[str, tuple[list[Any], int, dict[str, tuple[list[Any], int]]]] = {
     "one": ([(2, 2)], 1, {"windows": ([(1, 5)], 1)}),
     "several": (
         [(1, 1), (1, 2), (1, 5)],
         1,
         {"images": ([(1, 1), (1, 2), (1, 4), (1, 1)], 1), "windows": ([(1, 1), (1, 2), (1, 6)], 1)},
     ),
+    "batch of several": (
+        [(1, 1), (1, 2), (1, 5)],
+        3,
+        {"images": ([(1, 1), (1, 2), (1, 4), (1, 1)], 3), "windows": ([(1, 1), (1, 2), (1, 6)], 3)},
+    ),
     "batch": ([(2, 2)], 3, {"images": ([(1, 3)], 4), "windows": ([(1, 5)], 3)}),
+    "one video": ([(2, 2, 3)], 1, {"frames": ([(1, 3, 4)], 1), "windows": ([(1, 5, 3)], 1)}),
+    "several videos": (
+        [(1, 1, 2), (1, 2, 2), (1, 3, 2)],
+        1,
+        {
+            "images": ([(1, 1, 2), (1, 2, 2), (1, 4, 1), (1, 2, 1)], 1),
+            "frames": ([(1, 1, 4), (1, 2, 2), (1, 4, 1)], 1),
+            "windows": ([(1, 1, 2), (1, 2, 2), (1, 4, 2)], 1),
+        },
+    ),
 }
 # The same of images that are stacked: with one more that is as wide as the widest, or narrower; with an odd number of sequences,
 # because the rows of a mask of twice as many are always whole.
@@ -90,6 +113,14 @@ def defaults_of_tower(model_type: str) -> dict[str, Any]:
     }
 
 
+def in_chunks(prompt_tokens: int, chunks: int | None, random: Random) -> int:
+    """A prompt of that length, of at least two chunks; or of so many of them, if it is not longer."""
+    if chunks is None:
+        return max(prompt_tokens, CHUNK_TOKENS + random.randint(1, CHUNK_TOKENS))
+    assert prompt_tokens <= chunks * CHUNK_TOKENS, (prompt_tokens, chunks)
+    return random.randint(max(prompt_tokens, (chunks - 1) * CHUNK_TOKENS + 1), chunks * CHUNK_TOKENS)
+
+
 class Learner:
     """Of the structure that a release has."""
 
@@ -111,22 +142,26 @@ class Learner:
     def sample(
         self,
         seed: object,
-        windows: list[tuple[int, int]],
+        windows: list[Any],
         batch: int,
         grown: str,
         *,
         deep: bool = False,
         regime: str = "",
+        chunks: int | None = None,
     ) -> tuple[Sample, Report, Design, Media, Run, Timeline]:
-        """regime: of the run, one of `regimes`; whichever it is if that is not said."""
+        """regime: of the run, one of `regimes`; whichever it is if that is not said. chunks: of the prompt, where linear
+        attention takes it in chunks; as many as it happens to have, but several, if that is not said.
+        """
         random = Random(repr(seed))
         for _ in range(TRIES):
             config, report, design, media = self._seeing(windows, random, deep=deep)
             for _ in range(TRIES):
+                prompt_tokens = media.least_tokens + random.randint(1, 60)
                 run = Run(
                     media=media,
                     batch=batch,
-                    prompt_tokens=media.least_tokens + random.randint(1, 60),
+                    prompt_tokens=in_chunks(prompt_tokens, chunks, random) if design.kernel else prompt_tokens,
                     new_tokens=random.randint(*GROWN[grown]),
                     attention=report.spec.kernel,
                     gpu=random.choice(GPUS),
@@ -140,7 +175,7 @@ class Learner:
         raise NoPattern(f"no sample of {regime}")
 
     def _seeing(
-        self, windows: list[tuple[int, int]], random: Random, *, deep: bool
+        self, windows: list[Any], random: Random, *, deep: bool
     ) -> tuple[dict[str, Any], Report, Design, Media]:
         """A configuration of this structure, and images for it."""
         tower = self.tower if not deep else self.design.tower
@@ -153,17 +188,17 @@ class Learner:
                 return config, report, design, images(windows, config, vision, random)
         raise NoPattern("no sample of this structure")
 
+    def is_of(self, variant: ImageVariant) -> bool:
+        """Whether a variant was learnt from models like these."""
+        design = variant.structure, variant.tower, variant.decoder
+        return design == (self.design.structure, self.tower, self.decoder)
+
     def deeper(self) -> list[int]:
         """Numbers of layers that the few stand for."""
         few, whole = len(self.decoder), self.design.decoder
         known = set(around(self.decoder))
         fitting = (layers for layers in range(few + 1, len(whole) + 1) if set(around(whole[:layers])) <= known)
         return [*islice(fitting, 4)]
-
-    @property
-    def kinds(self) -> Sequence[str]:
-        """Of images and sequences that make regimes of their own."""
-        return ("one", "several") if self.design.known.sided else [*BASES]
 
     @property
     def steps(self) -> Sequence[str]:
@@ -175,7 +210,7 @@ class Learner:
         """Whether runs differ by masks too."""
         return bool(self.design.known.masked)
 
-    def regimes(self, kind: str, grown: str) -> Iterator[str]:
+    def _regimes(self, kind: str, grown: str) -> Iterator[str]:
         """Those of images and sequences of this kind, and of so many new tokens, but for lengths that are just a threshold's."""
         masked, thresholds = self.design.known.masked, self.design.thresholds
         if any(threshold != "window" for threshold, _ in thresholds) or (thresholds and masked == "patches"):
@@ -184,53 +219,76 @@ class Learner:
         for parts in product([kind], [grown], sides, MASKS if masked else ("",)):
             yield ", ".join(filter(None, parts))
 
-    def some(self, random: Random, kind: str, number: int, regime: str = "") -> tuple[list[tuple[int, int]], int]:
-        """Windows of images, and sequences, for a run of this regime; in the first samples the fewest."""
+    def regimes(self) -> Iterator[tuple[str, str, str]]:
+        """Those that are learnt, each with its kind of images and its new tokens."""
+        for kind, grown in product(kinds_of(self.base["model_type"]), self.steps):
+            yield from ((kind, grown, name) for name in self._regimes(kind, grown))
+
+    def some(self, random: Random, kind: str, number: int, regime: str = "") -> tuple[list[Any], int]:
+        """Windows of images, and sequences, for a run of this regime; in the first samples the fewest, and so of chunks."""
         known = self.design.known
+        if "video" in kind:
+            videos = random.randint(2, 3) if kind == "several videos" else 1
+            if number < 2:
+                return [(1, number + 1, 2)] * videos, 1
+            return [(random.randint(1, 3), random.randint(1, 3), random.randint(2, 5)) for _ in range(videos)], 1
         if number < 2 and kind == "one":
             return [(1, number + 1)], 1
+        if number == 0 and (self.design.kernel or kind == BATCH_OF_SEVERAL):
+            return [(1, 1)] * (2 if "several" in kind else 1), 2 if "batch" in kind else 1
         if number == 0 and kind == "several":
             return [(1, 3), (2, 3)], 1
         if known.sided and kind == "several":
             count, batch = random.choice([(1, 2), (2, 1), (1, 4), (3, 1), (2, 3), (3, 2)])
         else:
-            count, batch = random.randint(2, 5) if kind == "several" else 1, 1
-        if kind == "batch":
+            count, batch = random.randint(2, 5) if "several" in kind else 1, 1
+        if "batch" in kind:
             batch = 2 if number == 0 else random.randint(2, 5)
             if known.masked == "patches" and "padded" in regime:  # of an even number of sequences rows are whole
                 batch = random.choice([3, 5])
         return [(random.randint(1, 4), random.randint(1, 5)) for _ in range(count)], batch
 
-    def runs(self, kind: str, grown: str, regime: str) -> tuple[Sample, dict[str, Sample]]:
-        """The runs that show what repeats."""
+    def runs(self, kind: str, grown: str, regime: str, wider: int = 0) -> tuple[Sample, dict[str, Sample]]:
+        """The runs that show what repeats. wider: so many sequences more."""
         known = self.design.known
         windows, batch, others = (STACKED if known.stacked else BASES).get(kind, BASES[kind])
         if known.sided:  # whose images pass it together
             fewest = [(1, 1)] * (2 if kind == "several" else 1)
             return self.sample("base", fewest, 1, grown, regime=regime)[0], {}
-        axes = {"images", "narrow", *(["windows"] if self.design.window else [])}
-        longer = {
-            axis: self.sample("base", *more, grown, regime=regime)[0] for axis, more in others.items() if axis in axes
-        }
-        return self.sample("base", windows, batch, grown, regime=regime)[0], longer
+        axes = {"images", "frames", "narrow", *(["windows"] if self.design.window else [])}
 
-    def learnt(self, random: Random) -> ImageVariant:
+        def sample(windows: list[Any], batch: int, chunks: int = CHUNKS) -> Sample:
+            return self.sample("base", windows, batch + wider, grown, regime=regime, chunks=chunks)[0]
+
+        longer = {axis: sample(*more) for axis, more in others.items() if axis in axes}
+        if self.design.kernel:
+            longer["chunks"] = sample(windows, batch, CHUNKS + 1)
+        return sample(windows, batch), longer
+
+    def learnt(self, random: Random, known: ImageVariant | None = None) -> ImageVariant:
+        """known: whose regimes are kept, and are not learnt again."""
         runs: dict[str, Any] = {}
         dimensions = []
-        for kind, grown in product(self.kinds, self.steps):
-            for name in self.regimes(kind, grown):
-                base, longer = self.runs(kind, grown, name)
-                samples = [
-                    self.sample((name, number), *self.some(random, kind, number, name), grown, regime=name)[0]
-                    for number in range(FEW_SAMPLES if self.many else SAMPLES)
-                ]
-                runs[name] = base, longer, samples
-                dimensions += [sample.dimensions for sample in (base, *samples)]
-        variables = Variables.of_samples(dimensions)
-        programs: dict[str, Program] = {}
-        known: dict[str, dict[Size, None]] = defaultdict(dict)
-        for name, (base, longer, samples) in runs.items():
-            programs[name] = learn(base, longer, samples, variables, known)
+        for kind, grown, name in self.regimes():
+            if known is not None and name in known.programs:
+                continue
+            base, longer = self.runs(kind, grown, name)
+            samples = [
+                self.sample((name, number), *self.some(random, kind, number, name), grown, regime=name)[0]
+                for number in range(FEW_SAMPLES if self.many or known is not None else SAMPLES)
+            ]
+            wider = self.runs(kind, grown, name, 1) if kind == BATCH_OF_SEVERAL else None
+            runs[name] = base, longer, samples, wider
+            dimensions += [sample.dimensions for sample in (base, *samples)]
+        variables = Variables.of_samples(dimensions) if known is None else known.variables
+        programs: dict[str, Program] = {} if known is None else {**known.programs}
+        sizes: dict[str, dict[Size, None]] = defaultdict(dict)
+        for name, (base, longer, samples, wider) in runs.items():
+            try:
+                programs[name] = learn(base, longer, samples, variables, sizes, wider)
+            except NoPattern as error:
+                print(f"    {name}: {error}"[:1500], flush=True)
+                continue
             print(f"    {name}: {len(programs[name].loops)}", flush=True)
         config = dict(self.base)
         return ImageVariant(
@@ -244,10 +302,12 @@ class Learner:
             programs=programs,
         )
 
-    def check(self, variant: ImageVariant, random: Random) -> None:
-        """Holds deep runs of unseen configurations against their own traces."""
-        for kind, grown in product(self.kinds, self.steps):
-            for name, number in product(self.regimes(kind, grown), range(FEW_CHECKS if self.many else CHECKS)):
+    def check(self, variant: ImageVariant, random: Random, known: ImageVariant | None = None) -> None:
+        """Holds deep runs of unseen configurations against their own traces, but for what is known."""
+        for kind, grown, name in self.regimes():
+            if name not in variant.programs or (known is not None and name in known.programs):
+                continue
+            for number in range(FEW_CHECKS if self.many or known is not None else CHECKS):
                 windows, batch = self.some(random, kind, number, name)
                 _, report, design, media, run, expected = self.sample(
                     ("check", number, kind, grown), windows, batch, grown, deep=True, regime=name
@@ -260,9 +320,11 @@ class Learner:
 
 
 def main() -> None:
-    for model_type in sys.argv[1:] or FAMILIES:
+    for model_type in [name for name in sys.argv[1:] if not name.startswith("--")] or FAMILIES:
         began = time.perf_counter()
         defaults, vision = defaults_of(next(bases(model_type))), defaults_of_tower(model_type)
+        family = read(image_file(model_type)) if "--more" in sys.argv else None
+        older = [*family.variants] if family is not None else []
         variants: list[ImageVariant] = []
         for base in bases(model_type, varied=False):
             try:
@@ -276,12 +338,15 @@ def main() -> None:
                 for variant in variants
             ):
                 continue
+            known = next((variant for variant in older if learner.is_of(variant)), None)
             try:
-                variant = learner.learnt(Random(model_type))
-                learner.check(variant, Random(f"{model_type} checks"))
+                variant = learner.learnt(Random(model_type), known)
+                learner.check(variant, Random(f"{model_type} checks"), known)
             except (NoPattern, NotCovered) as error:
                 print(f"  {base.get('architectures')}: {type(error).__name__} {error}"[:1500], flush=True)
-                continue
+                if known is None:
+                    continue
+                variant = known
             variants.append(variant)
             family = ImageTrace(made_by=versions(), defaults=defaults, vision_defaults=vision, variants=tuple(variants))
             path = Path(SHIPPED, image_file(model_type))

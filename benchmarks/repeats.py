@@ -6,13 +6,15 @@ a few places; there, a block of tokens repeats.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from qwen_inspect.predicting.kept_trace import KeptTrace
 
 Token = tuple[Any, ...]
+OWN = "own"  # the axis of the images of one sequence
 
 
 class NoPattern(Exception):
@@ -98,35 +100,49 @@ class Loop:
         return (self.stop - self.begin) // len(self.block)
 
 
-def loops(axis: str, base: Sequence[Token], longer: Sequence[Token], more: int = 1) -> Iterator[Loop]:
+def loops(
+    axis: str,
+    base: Sequence[Any],
+    longer: Sequence[Any],
+    more: int = 1,
+    *,
+    sequences: int = 1,
+    token_of: Any = lambda token: token,
+) -> Iterator[Loop]:
     """Where a block repeats, with all of its repetitions in `base`, and so rotated that it begins with a request if it can.
 
-    more: how many more of the axis `longer` has.
+    more: how many more of the axis `longer` has. sequences: of which each has one more image: a block that is inserted once for
+    each is of all images, another of its OWN. token_of: the first token of an element, if they are not tokens.
     """
+    own = sequences > 1 and axis == "images"
+    loop_of = partial(_loop, axis, base, more=more, own=own, token_of=token_of)
     for insertion in insertions(base, longer):
-        yield from _loops(axis, base, insertion, more)
+        yield from _loops(loop_of, insertion, more)
 
 
-def _loops(axis: str, base: Sequence[Token], insertion: Insertion, more: int) -> Iterator[Loop]:
+def _loops(loop_of: Callable[[Insertion], Loop], insertion: Insertion, more: int) -> Iterator[Loop]:
     """That of what is inserted; or of its parts, where one loop ends and the next begins."""
-    whole = _loop(axis, base, insertion, more)
+    whole = loop_of(insertion)
     if whole.count or more == len(insertion.block):
         yield whole
         return
     for stop in range(more, len(insertion.block)):
         first, rest = (Insertion(insertion.at, part) for part in (insertion.block[:stop], insertion.block[stop:]))
-        if _loop(axis, base, first, more).count and (loops := [*_loops(axis, base, rest, more)])[-1].count:
-            yield _loop(axis, base, first, more)
+        if loop_of(first).count and (loops := [*_loops(loop_of, rest, more)])[-1].count:
+            yield loop_of(first)
             yield from loops
             return
     yield whole
 
 
-def _loop(axis: str, base: Sequence[Token], insertion: Insertion, more: int) -> Loop:
+def _loop(axis: str, base: Sequence[Any], insertion: Insertion, *, more: int, own: bool, token_of: Any) -> Loop:
+    """own: whether a block that is not inserted for each that is more is of images of one sequence."""
     block, size = insertion.block, len(insertion.block)
     if size % more == 0 and block[: size // more] * more == block:
         size //= more
-        block = block[:size]
+    elif own:
+        axis = OWN
+    block = block[:size]
     if axis == "windows":  # of which one more image has several
         size = next(part for part in range(1, size + 1) if block[:part] * (size // part) == block)
         block = block[:size]
@@ -138,7 +154,10 @@ def _loop(axis: str, base: Sequence[Token], insertion: Insertion, more: int) -> 
         last += 1
     whole = (last - first) // size
     shifts = range(last - first - whole * size + 1)
-    best = max(shifts, key=lambda shift: (_quality(stream[first + shift : first + shift + size]), -shift))
+    best = max(
+        shifts,
+        key=lambda shift: (_quality([*map(token_of, stream[first + shift : first + shift + size])]), -shift),
+    )
     begin = first + best
     return Loop(begin, begin + (whole - 1) * size, tuple(stream[begin : begin + size]), axis)
 

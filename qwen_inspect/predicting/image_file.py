@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import chain
 
 from ..errors import MalformedError
 from ..results.model import Report
@@ -12,7 +13,7 @@ from .family_file import shipped
 from .family_trace import Relation, Variables
 from .image_trace import ImageTrace, ImageVariant
 from .kept_trace import unzipped, zipped
-from .repeats import Loop, Part, Place, Program, Size, Target, Token
+from .repeats import ONE, Group, Loop, Part, Place, Program, Size, Target, Token
 
 
 def image_file(model_type: str) -> str:
@@ -29,9 +30,13 @@ def dump(family: ImageTrace) -> bytes:
     def number(table: dict[Any, int], value: Any) -> int:
         return table.setdefault(value, len(table))
 
+    def target_row(target: Target, at: int) -> tuple[Any, ...]:
+        row = target.token - at, tuple(target.place)
+        return row if target.outer == ONE else (*row, tuple(target.outer))
+
     def token_row(token: Token, at: int) -> int:
         """at: the token's number in its program, from which that of what it frees is counted."""
-        turns = (number(sizes, turn) if token.module else (turn.token - at, tuple(turn.place)) for turn in token.turns)
+        turns = (number(sizes, turn) if token.module else target_row(turn, at) for turn in token.turns)
         texts = (token.split, token.module, token.operator, token.use)
         return number(tokens, (tuple(turns), *(number(names, text) for text in texts)))
 
@@ -52,7 +57,7 @@ def dump(family: ImageTrace) -> bytes:
             "least": variant.least,
             "variables": astuple(variant.variables),
             "programs": {
-                name: [program.stages, list(loop_rows(program)), program.fewest]
+                name: [program.stages, list(loop_rows(program)), program.fewest, *filter(None, (program.groups,))]
                 for name, program in variant.programs.items()
             },
         }
@@ -100,7 +105,7 @@ def _token(sizes: list[Size], names: list[str], turns: list[Any], *texts: int) -
     split, module, operator, use = (names[text] for text in texts)
     if module:
         return Token(tuple([sizes[turn] for turn in turns]), split, module, operator, use)
-    return Token(tuple([Target(token, Place(*place)) for token, place in turns]), split)
+    return Token(tuple([Target(token, *map(Place._make, places)) for token, *places in turns]), split)
 
 
 def _placed(loops: list[tuple[str, int, list[Token]]], rows: list[int]) -> Iterator[Loop]:
@@ -114,7 +119,7 @@ def _placed(loops: list[tuple[str, int, list[Token]]], rows: list[int]) -> Itera
 def _at(token: Token, at: int) -> Token:
     if token.module:
         return token
-    return Token(tuple([Target(turn.token + at, turn.place) for turn in token.turns]), token.split)
+    return Token(tuple([turn._replace(token=turn.token + at) for turn in token.turns]), token.split)
 
 
 def _variant(entry: Mapping[str, Any], loops: list[tuple[str, int, list[Token]]]) -> ImageVariant:
@@ -132,11 +137,36 @@ def _variant(entry: Mapping[str, Any], loops: list[tuple[str, int, list[Token]]]
             tuple([Relation(tuple(top), tuple(bottom), *factor) for top, bottom, *factor in relations]),
             tuple(divisors),
         ),
-        programs={
-            name: Program(tuple((stage, first) for stage, first in stages), tuple(_placed(loops, rows)), fewest)
-            for name, (stages, rows, fewest) in entry["programs"].items()
-        },
+        programs=_Programs(entry["programs"], loops),
     )
+
+
+class _Programs(Mapping[str, Program]):
+    """By regime; each is made when it is asked for."""
+
+    def __init__(self, entries: Mapping[str, Any], loops: list[tuple[str, int, list[Token]]]) -> None:
+        self._entries, self._loops = entries, loops
+        self._made: dict[str, Program] = {}
+
+    def __getitem__(self, name: str) -> Program:
+        if name not in self._made:
+            stages, rows, fewest, *groups = self._entries[name]
+            self._made[name] = Program(
+                tuple((stage, first) for stage, first in stages),
+                tuple(_placed(self._loops, rows)),
+                fewest,
+                tuple(Group(*group) for group in chain.from_iterable(groups)),
+            )
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
 
 def _hashable(kind: Any) -> Any:

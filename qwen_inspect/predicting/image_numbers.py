@@ -1,18 +1,23 @@
-"""The numbers of prompts with images that sizes of a run depend on: of the whole run, of each image and of each window."""
+"""The numbers of prompts with images or videos that sizes of a run depend on: of the whole run, of each image or video, of each
+frame, window and chunk.
+
+A frame is what passes through a tower at once, of Qwen's videos two pictures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ..results.media import Media
+from ..tracing import CHUNK_TURNS
 from ..tracing.kernels import BIAS_ALIGNMENT
+from .kept_trace import CHUNK_TOKENS
 
 
 def numbers_of(media: Media, batch: int, prompt_tokens: int, total_tokens: int, *, batched: bool) -> dict[str, int]:
     """Of the whole run. images, patches, tokens: of all sequences. text: tokens behind a sequence's last image.
     batched: whether those of all sequences are told apart from those of one.
     """
-    grids = [item.shape.grid[1:] for item in media.items]
     of_one = {
         "one": 1,
         "prompt": prompt_tokens,
@@ -23,15 +28,15 @@ def numbers_of(media: Media, batch: int, prompt_tokens: int, total_tokens: int, 
         "next": prompt_tokens + 1,
         "text": prompt_tokens - media.least_tokens,
     }
-    images = batch * len(grids)
+    images = batch * len(media.items)
     return {
         **of_one,
         **{f"batch {name}": batch * number for name, number in of_one.items() if batched},
         "images": images,
         "images and one": images + 1,
-        "patches": batch * sum(rows * columns for rows, columns in grids),
+        "patches": batch * sum(item.shape.patches for item in media.items),
         "tokens": batch * media.tokens,
-        "side": max(map(max, grids)),
+        "side": max(max(item.shape.grid[1:]) for item in media.items),
     }
 
 
@@ -48,13 +53,22 @@ def masks_of(media: Media, batch: int, prompt_tokens: int, masked: str) -> dict[
 
 
 def images_of(media: Media, side: int = 0) -> list[dict[str, int]]:
-    """Of each image. places, padded: its windows with empty ones, and their tokens, where there are windows of `side` tokens."""
+    """Of each image or video. places: its windows with empty ones, where there are windows of `side` tokens."""
     found = []
     for item in media.items:
-        _, rows, columns = item.shape.grid
-        numbers = {"one": 1, "rows": rows, "columns": columns, "patches": rows * columns, "longer": max(rows, columns)}
+        frames, rows, columns = item.shape.grid
+        patches = rows * columns
+        numbers = {
+            "one": 1,
+            "rows": rows,
+            "columns": columns,
+            "patches": frames * patches,
+            "longer": max(rows, columns),
+        }
+        if item.kind == "video":
+            numbers |= {"frames": frames, "frame": patches}
         if side:
-            numbers["places"] = (rows // 2 // side + 1) * (columns // 2 // side + 1)
+            numbers["places"] = frames * (rows // 2 // side + 1) * (columns // 2 // side + 1)
         found.append(numbers)
     return found
 
@@ -67,16 +81,27 @@ def stacked_of(media: Media) -> tuple[dict[str, int], list[dict[str, int]]]:
     return {"canvas": height * width, "canvases": len(grids) * height * width}, narrow
 
 
+def frames_of(media: Media) -> tuple[dict[str, int], list[dict[str, int]]]:
+    """Numbers of all frames of videos, and of each, video by video: those of an image of its size."""
+    each = [
+        {"one": 1, "rows": rows, "columns": columns, "patches": rows * columns, "longer": max(rows, columns)}
+        for frames, rows, columns in (item.shape.grid for item in media.items)
+        for _ in range(frames)
+    ]
+    return {"frames": len(each), "frames and one": len(each) + 1}, each
+
+
 def windows_of(media: Media, side: int) -> tuple[dict[str, int], list[dict[str, int]]]:
-    """Numbers of all windows of `side` rows and columns of merged tokens, and of each that is not empty, image by image.
+    """Numbers of all windows of `side` rows and columns of merged tokens, and of each that is not empty, frame by
+    frame.
 
     Source: transformers 5.23, vision_utils.get_vision_window_index, which pads whole windows by another whole one
     """
     lengths: list[int] = []
     for item in media.items:
-        _, *grid = item.shape.grid
+        frames, *grid = item.shape.grid
         rows, columns = (_along(length // 2, side) for length in grid)
-        lengths += [4 * height * width for height in rows for width in columns]
+        lengths += frames * [4 * height * width for height in rows for width in columns]
     places = sum(image["places"] for image in images_of(media, side))
     whole = {
         "windows": len(lengths),
@@ -85,6 +110,18 @@ def windows_of(media: Media, side: int) -> tuple[dict[str, int], list[dict[str, 
         "places and one": places + 1,
     }
     return whole, [{"patches": length} for length in lengths]
+
+
+def chunks_of(batch: int, prompt_tokens: int, kernel: int) -> tuple[dict[str, int], list[dict[str, int]]]:
+    """Numbers of all chunks that linear attention takes a prompt in, and none of each, as far as a trace goes over them.
+
+    convolved: the prompt's tokens with the padding of a convolution of `kernel` tokens; further: a token behind so many.
+    Source: transformers 5.23, modeling_qwen3_5.py, torch_chunk_gated_delta_rule and causal_conv1d_fn
+    """
+    chunks = -(-prompt_tokens // CHUNK_TOKENS)
+    of_one = {"chunks": chunks, "convolved": prompt_tokens + kernel - 1, "further": kernel + 1}
+    of_all = {f"batch {name}": batch * number for name, number in of_one.items() if batch > 1}
+    return {**of_one, **of_all}, [{} for _ in range(min(chunks, CHUNK_TURNS))]
 
 
 def _along(length: int, side: int) -> Sequence[int]:

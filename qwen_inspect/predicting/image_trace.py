@@ -1,8 +1,9 @@
-"""Runs with images without torch: composed from a family's run in a few layers, whose sizes are formulas of the configuration's
-dimensions and of the images' numbers.
+"""Runs with images or videos without torch: composed from a family's run in a few layers, whose sizes are formulas of the
+configuration's dimensions and of the images' numbers.
 
-A variant is a structure of decoder and tower, a kernel and the options of the class. Videos, several sequences of several images,
-images too small for all that a larger one does, and a prompt without text behind the last image are not covered.
+A variant is a structure of decoder and tower, a kernel and the options of the class. Images beside videos, several sequences
+with a video, images too small for all that a larger one does, and a prompt without text behind the last image
+are not covered.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ from ..values import dataclass, replace
 from .composition import composed_of
 from .family_trace import Loaded, NotCovered, Variables, loaded_of
 from .few_layers import around, tower_of
-from .image_numbers import images_of, mask_rows, masks_of, numbers_of, stacked_of, windows_of
+from .image_numbers import (
+    chunks_of,
+    frames_of,
+    images_of,
+    mask_rows,
+    masks_of,
+    numbers_of,
+    stacked_of,
+    windows_of,
+)
 from .image_towers import ABSENT, Tower, tower_in
 from .kept_trace import KeptTrace, Point
 from .outline import TOWERS, Outline, options_of, structure_of
@@ -35,11 +45,16 @@ from .scans import FLASH_HEAD_DIM
 from .shallow_training import stack_of
 from .workspaces import has_cudnn_attention
 
+# The first words of regimes.
+BATCH_OF_SEVERAL = "batch of several"
+VIDEOS = {"one": "one video", "several": "several videos"}
+
 
 class Design(NamedTuple):
     """A model that sees. structure: of decoder and tower, as text. tower, decoder: what each of their layers does, and the name
     of the module that has them. window: rows and columns of merged tokens in a window of the tower, 0 if it has none. thresholds:
-    as in an `Outline`. known: what is known of such towers.
+    as in an `Outline`, but for linear attention's. kernel: tokens of linear attention's convolution, 0 if no layer has it. known:
+    what is known of such towers.
     """
 
     structure: str
@@ -51,6 +66,7 @@ class Design(NamedTuple):
     window: int
     known: Tower
     thresholds: tuple[tuple[str, int], ...] = ()
+    kernel: int = 0
 
 
 def design_of(report: Report, outline: Outline, defaults: Mapping[str, Any]) -> Design:
@@ -94,7 +110,8 @@ def design_of(report: Report, outline: Outline, defaults: Mapping[str, Any]) -> 
         decoder_stack=str(stacks[1]),
         window=(vision.get("window_size") or 0) // side if side else 0,
         known=known,
-        thresholds=outline.thresholds,
+        thresholds=tuple((kind, tokens) for kind, tokens in outline.thresholds if kind != "chunks"),
+        kernel=max((tokens for kind, tokens in outline.thresholds if kind == "chunks"), default=0),
     )
 
 
@@ -131,6 +148,8 @@ class ImageVariant:
         regime = regime_of(media, point, design, cudnn=cudnn)
         if regime not in self.programs or not is_covered(media, point, self.least, design.known):
             raise NotCovered
+        if point.prompt_tokens < design.kernel:
+            raise NotCovered
         numbers, items = workload_of(media, point, design)
         few = self.programs[regime].run(self.variables.values(design.dimensions), numbers, items)
         try:
@@ -144,18 +163,20 @@ class ImageVariant:
 def is_covered(media: Media, point: Point, least: int, known: Tower) -> bool:
     """least: rows and columns of merged tokens that each image must have."""
     grids = [item.shape.grid for item in media.items]
+    kinds = {item.kind for item in media.items}
     return (
-        (known.sided or 1 in (point.batch, len(media.items)))
+        len(kinds) == 1
+        and (kinds == {"image"} or point.batch == 1)
         and media.pixel_dtype == "float32"
         and point.prompt_tokens > media.least_tokens
-        and all(item.kind == "image" and item.shape.grid[0] == 1 for item in media.items)
+        and all(item.kind == "video" or item.shape.grid[0] == 1 for item in media.items)
         and all(min(rows, columns) >= 2 * least for _, rows, columns in grids)
     )
 
 
 def regime_of(media: Media, point: Point, design: Design, *, cudnn: bool) -> str:
-    """Which images there are; whether the cache grows before the last step, is as long as the prompt's, or has no step; on which
-    sides of its thresholds the workload is; which kernel takes a mask, and whether it pads the mask's rows.
+    """Which images or videos there are; whether the cache grows before the last step, is as long as the prompt's, or has no step;
+    on which sides of its thresholds the workload is; which kernel takes a mask, and whether it pads the mask's rows.
     """
     step = ("no step", "first step", "grown")[min(point.total_tokens - point.prompt_tokens, 2)]
     sides = sides_of(design.thresholds, point, singles=0)
@@ -164,12 +185,15 @@ def regime_of(media: Media, point: Point, design: Design, *, cudnn: bool) -> str
 
 
 def _images_of(media: Media, point: Point, known: Tower) -> str:
-    """Whether there is one image, several in a sequence, or one in each of several; of a tower that fixes their sides, one or
-    several in all.
+    """Whether there is one image or video, several in a sequence, or one or several in each of several; of a tower that fixes
+    their sides, one or several in all.
     """
-    if point.batch * len(media.items) == 1:
-        return "one"
-    return "several" if point.batch == 1 or known.sided else "batch"
+    several = len(media.items) > 1
+    if known.sided or point.batch == 1:
+        images = "several" if point.batch > 1 or several else "one"
+    else:
+        images = BATCH_OF_SEVERAL if several else "batch"
+    return VIDEOS.get(images, images) if any(item.kind == "video" for item in media.items) else images
 
 
 def _mask_of(media: Media, point: Point, masked: str, *, cudnn: bool) -> str:
@@ -182,19 +206,27 @@ def _mask_of(media: Media, point: Point, masked: str, *, cudnn: bool) -> str:
 def workload_of(
     media: Media, point: Point, design: Design
 ) -> tuple[dict[str, int], dict[str, Sequence[Mapping[str, int]]]]:
-    """The numbers of a run, and those of each image and window."""
-    window = design.window
-    batched = point.batch > 1 or design.known.sided
+    """The numbers of a run, and those of each image or video, frame and window, and of each chunk of linear attention."""
+    window, known = design.window, design.known
+    batched = point.batch > 1 or known.sided
     numbers = numbers_of(media, point.batch, point.prompt_tokens, point.total_tokens, batched=batched)
-    if design.known.masked:
-        numbers |= masks_of(media, point.batch, point.prompt_tokens, design.known.masked)
+    if known.masked:
+        numbers |= masks_of(media, point.batch, point.prompt_tokens, known.masked)
     whole = replace(media, items=media.items * point.batch)
     items: dict[str, Sequence[Mapping[str, int]]] = {"images": images_of(whole, window)}
-    if design.known.stacked:
+    if point.batch > 1 and len(media.items) > 1 and not known.sided:
+        items |= {"own": images_of(media, window), "sequences": [{} for _ in range(point.batch)]}
+    if known.stacked:
         of_all, items["narrow"] = stacked_of(whole)
+        numbers |= of_all
+    if any(item.kind == "video" for item in media.items):
+        of_all, items["frames"] = frames_of(whole)
         numbers |= of_all
     if window:
         of_all, items["windows"] = windows_of(whole, window)
+        numbers |= of_all
+    if design.kernel:
+        of_all, items["chunks"] = chunks_of(point.batch, point.prompt_tokens, design.kernel)
         numbers |= of_all
     return numbers, items
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.image_samples import FAMILIES
-from benchmarks.keep_image_traces import Learner
+from benchmarks.image_samples import FAMILIES, kinds_of
+from benchmarks.keep_image_traces import GROWN, Learner
 from benchmarks.keep_traces import report_of
 from benchmarks.structures import bases
 from qwen_inspect.errors import MalformedError
@@ -25,10 +25,15 @@ from qwen_inspect.results.memory import Run
 from qwen_inspect.structure.inspect import inspect
 
 from ..support.runs import without_torch
-from ..support.turns import in_turn
 from .test_few_layers import numbered
 
-TURNS = range(9)  # of the runs of a family, spread over all
+# Of each family one run, in turn, of so many that are spread over all; the others are in `make exhaustive`.
+UNSEEN = [
+    pytest.param(model_type, turn, turns, marks=() if turn == number % turns else pytest.mark.exhaustive)
+    for number, model_type in enumerate(FAMILIES)
+    for turns in [len(GROWN) * len(kinds_of(model_type))]
+    for turn in range(turns)
+]
 
 
 def family(model_type: str) -> ImageTrace:
@@ -37,18 +42,16 @@ def family(model_type: str) -> ImageTrace:
     return found
 
 
-@pytest.mark.parametrize(("model_type", "turn"), in_turn(FAMILIES, TURNS))
-def test_an_unseen_model_with_unseen_images_has_the_run_that_transformers_makes(model_type: str, turn: int) -> None:
-    """Random sizes, layers and images: one, several of different sizes, or one in each of several sequences."""
+@pytest.mark.parametrize(("model_type", "turn", "turns"), UNSEEN)
+def test_an_unseen_model_with_unseen_images_has_the_run_that_transformers_makes(
+    model_type: str, turn: int, turns: int
+) -> None:
+    """Random sizes, layers and images or videos: one, several of different sizes, or one or several in each of several
+    sequences."""
     trace = family(model_type)
     learner = Learner(next(bases(model_type)), trace.defaults, trace.vision_defaults)
-    runs = [
-        (kind, grown, regime)
-        for grown in learner.steps
-        for kind in learner.kinds
-        for regime in learner.regimes(kind, grown)
-    ]
-    kind, grown, regime = runs[len(runs) * turn // len(TURNS)]
+    runs = sorted(learner.regimes(), key=lambda run: [*GROWN].index(run[1]))
+    kind, grown, regime = runs[len(runs) * turn // turns]
     windows, batch = learner.some(Random(f"{model_type} {regime}"), kind, 9, regime)
     _, report, _, _, run, theirs = learner.sample(("unseen", regime), windows, batch, grown, deep=True, regime=regime)
     found = sources.image_trace(report, run)
@@ -67,12 +70,17 @@ def seen(model: str, *sizes: tuple[int, int], **changes: Any) -> tuple[Any, Run]
 @pytest.mark.parametrize(
     ("model", "sizes", "changes"),
     [
-        ("Qwen/Qwen2.5-VL-3B-Instruct", [(700, 300), (333, 444)], {}),  # windows that are not full
+        ("Qwen/Qwen2.5-VL-3B-Instruct", [(700, 300), (333, 444)], {}),  # images have windows that are not full
         ("google/gemma-3-4b-it", [(1024, 768)], {"gpu": "A100-80GB"}),
         ("google/gemma-3-4b-it", [(1024, 768), (300, 300)], {"batch": 3, "prompt_tokens": 900}),
         pytest.param(
             "google/gemma-3-27b-it", [(1024, 768)], {"batch": 2, "gpu": "A100-80GB"}, marks=pytest.mark.exhaustive
         ),
+        ("Qwen/Qwen3.5-0.8B", [(320, 256)], {"batch": 3, "prompt_tokens": 320}),  # whole chunks
+        ("Qwen/Qwen3.5-35B-A3B", [(500, 300), (96, 64)], {"prompt_tokens": 2_100}),
+        pytest.param("Qwen/Qwen3.5-0.8B", [(64, 64)], {"prompt_tokens": 65}, marks=pytest.mark.exhaustive),
+        pytest.param("Qwen/Qwen3.5-9B", [(300, 200)], {"prompt_tokens": 128}, marks=pytest.mark.exhaustive),
+        pytest.param("Qwen/Qwen3.5-9B", [(300, 200)] * 9, {"new_tokens": 1}, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_release_has_the_run_that_transformers_makes(
@@ -88,7 +96,7 @@ def test_a_release_has_the_run_that_transformers_makes(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"batch": 2}, {"mode": "forward"}, {"padded": True}, {"autocast": "float16"}, {"cache": "static"}, {"device": "cpu"},
+    [{"mode": "forward"}, {"padded": True}, {"autocast": "float16"}, {"cache": "static"}, {"device": "cpu"},
      {"attention": "eager"}],
 )  # fmt: skip
 def test_a_run_that_no_sample_was_like_is_not_composed(changes: dict[str, Any]) -> None:
@@ -96,6 +104,24 @@ def test_a_run_that_no_sample_was_like_is_not_composed(changes: dict[str, Any]) 
     report, run = seen(model, *images)
     assert sources.image_trace(report, run) is not None
     assert sources.image_trace(report, replace(run, **changes)) is None
+
+
+def test_a_hybrid_is_composed_for_prompts_of_several_chunks() -> None:
+    """A convolution of linear attention longer than the prompt, and a prompt of one chunk, do something else."""
+    report, run = seen("Qwen/Qwen3.5-0.8B", (96, 96))
+    assert run.media is not None
+    for tokens, covered in ((64, False), (65, True), (20_000, True)):
+        assert (sources.image_trace(report, replace(run, prompt_tokens=tokens)) is not None) == covered
+    config = report.config or {}
+    for changes in (
+        {"linear_conv_kernel_dim": 66},
+        {"layer_types": 8 * ["linear_attention", "linear_attention", "full_attention"]},
+    ):
+        other = report_of({**config, "text_config": {**config["text_config"], **changes}})
+        assert sources.image_trace(other, replace(run, prompt_tokens=65)) is None
+    two = replace(run.media, items=run.media.items * 2)
+    assert sources.image_trace(report, replace(run, media=two, prompt_tokens=200)) is not None
+    assert sources.image_trace(report, replace(run, media=two, prompt_tokens=200, batch=2)) is None
 
 
 def test_images_and_towers_that_no_sample_was_like_are_not_composed() -> None:
@@ -125,7 +151,7 @@ def test_a_prompt_of_just_the_window_and_images_of_other_sides_are_not_composed(
 
 
 def test_a_plain_install_says_what_images_take_and_what_it_does_not_know() -> None:
-    model = "catalog:Qwen/Qwen3-VL-2B-Instruct"
+    model = "catalog:Qwen/Qwen3.5-0.8B"
     for known in (model, "catalog:google/gemma-3-4b-it"):
         assert "Method: traced" in without_torch("memory", known, "--image", "640x480", "--lang", "en").stdout
     unknown = without_torch("memory", model, "--video", "640x480x4s", "--lang", "en").stdout
@@ -135,7 +161,7 @@ def test_a_plain_install_says_what_images_take_and_what_it_does_not_know() -> No
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_file_reads_back_to_the_same_bytes_and_is_small(model_type: str) -> None:
     content = Path(SHIPPED, image_file(model_type)).read_bytes()
-    assert len(content) < 60_000
+    assert len(content) < 90_000
     assert dump(load(content, file="")) == content
     for damaged in (b"x", content[:-9]):
         with pytest.raises(MalformedError):
