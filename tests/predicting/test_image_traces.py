@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -59,9 +60,13 @@ def test_an_unseen_model_with_unseen_images_has_the_run_that_transformers_makes(
     assert numbered(found[0]) == numbered(theirs)
 
 
-def seen(model: str, *sizes: tuple[int, int], **changes: Any) -> tuple[Any, Run]:
+def seen(model: str, *sizes: tuple[int, ...], **changes: Any) -> tuple[Any, Run]:
+    """sizes: width and height of each image, and seconds of a video."""
     report = inspect(f"catalog:{model}")
-    typed = tuple(Typed(text="", width=width, height=height) for width, height in sizes)
+    typed = tuple(
+        Typed(text="", width=width, height=height, seconds=Fraction(*seconds) if seconds else None)
+        for width, height, *seconds in sizes
+    )
     media = media_of(report.config or {}, {}, Request(typed=typed))
     run = Run(media=media, prompt_tokens=500 + media.context_tokens, gpu="H100 SXM")
     return report, sources.with_kernel(replace(run, **changes), report)
@@ -78,13 +83,15 @@ def seen(model: str, *sizes: tuple[int, int], **changes: Any) -> tuple[Any, Run]
         ),
         ("Qwen/Qwen3.5-0.8B", [(320, 256)], {"batch": 3, "prompt_tokens": 320}),  # whole chunks
         ("Qwen/Qwen3.5-35B-A3B", [(500, 300), (96, 64)], {"prompt_tokens": 2_100}),
+        ("Qwen/Qwen3-VL-2B-Instruct", [(200, 160), (160, 200)], {"batch": 3, "new_tokens": 2}),
+        pytest.param("Qwen/Qwen3-VL-2B-Instruct", [(200, 160, 8), (160, 200, 5)], {}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-0.8B", [(64, 64)], {"prompt_tokens": 65}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-9B", [(300, 200)], {"prompt_tokens": 128}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-9B", [(300, 200)] * 9, {"new_tokens": 1}, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_release_has_the_run_that_transformers_makes(
-    model: str, sizes: list[tuple[int, int]], changes: dict[str, Any]
+    model: str, sizes: list[tuple[int, ...]], changes: dict[str, Any]
 ) -> None:
     report, run = seen(model, *sizes, **changes)
     found = sources.image_trace(report, run)
@@ -122,6 +129,13 @@ def test_a_hybrid_is_composed_for_prompts_of_several_chunks() -> None:
     two = replace(run.media, items=run.media.items * 2)
     assert sources.image_trace(report, replace(run, media=two, prompt_tokens=200)) is not None
     assert sources.image_trace(report, replace(run, media=two, prompt_tokens=200, batch=2)) is None
+
+
+def test_videos_beside_images_or_in_a_batch_are_not_composed() -> None:
+    model, video = "Qwen/Qwen3-VL-2B-Instruct", (200, 160, 8)
+    assert sources.image_trace(*seen(model, video)) is not None
+    assert sources.image_trace(*seen(model, video, batch=2)) is None
+    assert sources.image_trace(*seen(model, video, (160, 200))) is None
 
 
 def test_images_and_towers_that_no_sample_was_like_are_not_composed() -> None:
