@@ -19,7 +19,7 @@ from qwen_inspect.tracing.towers import ADDING, FULL
 
 IMAGES = ("one", "several", "batch")  # kinds of workloads
 VIDEOS = ("batch of several", "one video", "several videos")
-WITH_VIDEOS = ("qwen3_vl",)  # families that are learnt with these too
+WITH_VIDEOS = ("qwen2_5_vl", "qwen3_vl")  # families that are learnt with these too
 # Whose videos' frames have runs of tokens, between timestamps.
 STAMPED = ("qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")
 WINDOW = 4  # rows and columns of merged tokens in a window

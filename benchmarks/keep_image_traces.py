@@ -230,7 +230,7 @@ class Learner:
         if "video" in kind:
             videos = random.randint(2, 3) if kind == "several videos" else 1
             if number < 2:
-                return [(1, number + 1, 2)] * videos, 1
+                return [(1, number + 1, 2)] * (2 if kind == "several videos" else 1), 1
             return [(random.randint(1, 3), random.randint(1, 3), random.randint(2, 5)) for _ in range(videos)], 1
         if number < 2 and kind == "one":
             return [(1, number + 1)], 1
