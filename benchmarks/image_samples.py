@@ -18,8 +18,12 @@ from qwen_inspect.tracing.kernels import BIAS_ALIGNMENT
 from qwen_inspect.tracing.towers import ADDING, FULL
 
 IMAGES = ("one", "several", "batch")  # kinds of workloads
-VIDEOS = ("batch of several", "one video", "several videos")
-WITH_VIDEOS = ("qwen2_5_vl", "qwen3_vl")  # families that are learnt with these too
+# What families are learnt with too.
+MORE = {
+    "qwen2_5_vl": ("batch of several", "one video", "several videos"),
+    "qwen2_vl": ("batch of several", "one video"),
+    "qwen3_vl": ("batch of several", "one video", "several videos"),
+}
 # Whose videos' frames have runs of tokens, between timestamps.
 STAMPED = ("qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")
 WINDOW = 4  # rows and columns of merged tokens in a window
@@ -30,7 +34,7 @@ def kinds_of(model_type: str) -> tuple[str, ...]:
     """Of images and sequences that make regimes of their own."""
     if tower_in({"model_type": model_type}).sided:
         return ("one", "several")
-    return IMAGES + VIDEOS if model_type in WITH_VIDEOS else IMAGES
+    return IMAGES + MORE.get(model_type, ())
 
 
 def seeing(base: Mapping[str, Any], kinds: Sequence[Any], layers: int, random: Random) -> dict[str, Any]:
