@@ -21,8 +21,9 @@ IMAGES = ("one", "several", "batch")  # kinds of workloads
 # What families are learnt with too.
 MORE = {
     "qwen2_5_vl": ("batch of several", "one video", "several videos"),
-    "qwen2_vl": ("batch of several", "one video"),
+    "qwen2_vl": ("batch of several", "one video", "several videos"),
     "qwen3_vl": ("batch of several", "one video", "several videos"),
+    "qwen3_vl_moe": ("batch of several", "one video", "several videos"),
 }
 # Whose videos' frames have runs of tokens, between timestamps.
 STAMPED = ("qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")
@@ -111,7 +112,7 @@ TOWERS: Mapping[str, Callable[[dict[str, Any], dict[str, Any], Sequence[Any], Ra
     "gemma3": _gemma3,
     "mistral3": _mistral3,
 }
-FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe", "gemma3")
+FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe", "gemma3", "mistral3")
 
 
 def image(rows: int, columns: int, vision: Mapping[str, Any], frames: int = 0, *, stamped: bool = False) -> Medium:

@@ -81,6 +81,9 @@ def seen(model: str, *sizes: tuple[int, ...], **changes: Any) -> tuple[Any, Run]
         pytest.param(
             "google/gemma-3-27b-it", [(1024, 768)], {"batch": 2, "gpu": "A100-80GB"}, marks=pytest.mark.exhaustive
         ),
+        pytest.param("google/gemma-3-12b-it", [(64, 64)], {}, marks=pytest.mark.exhaustive),
+        ("mistralai/Mistral-Small-3.2-24B-Instruct-2506", [(320, 200), (200, 320)], {}),
+        ("Qwen/Qwen3-VL-30B-A3B-Instruct", [(200, 160, 5)], {}),
         ("Qwen/Qwen3.5-0.8B", [(320, 256)], {"batch": 3, "prompt_tokens": 320}),  # whole chunks
         ("Qwen/Qwen3.5-35B-A3B", [(500, 300), (96, 64)], {"prompt_tokens": 2_100}),
         ("Qwen/Qwen3-VL-2B-Instruct", [(200, 160), (160, 200)], {"batch": 3, "new_tokens": 2}),
