@@ -12,9 +12,8 @@ from typing import Any
 from benchmarks.learning import MODULUS
 from benchmarks.repeats import Loop as Found
 from benchmarks.repeats import NoPattern, loops, tokens_of
-from qwen_inspect.predicting.family_trace import Variables
-from qwen_inspect.predicting.kept_trace import KeptTrace
-from qwen_inspect.predicting.repeats import (
+from qwen_inspect.predicting.families.family_trace import Variables
+from qwen_inspect.predicting.families.repeats import (
     PARTS,
     Group,
     Loop,
@@ -27,6 +26,7 @@ from qwen_inspect.predicting.repeats import (
     loops_in_order,
     part_of,
 )
+from qwen_inspect.predicting.traces.kept_trace import KeptTrace
 
 FACTORS = 3  # variables in a product, at most
 SEARCHED = 12  # occurrences that a size is searched in; all check it

@@ -11,8 +11,8 @@ from benchmarks.keep_traces import first_layers
 from benchmarks.sampling import sampled
 from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.media.counting import media_of
-from qwen_inspect.predicting.class_rules import decoder_of
-from qwen_inspect.predicting.image_towers import tower_in
+from qwen_inspect.predicting.families.image_towers import tower_in
+from qwen_inspect.predicting.traces.class_rules import decoder_of
 from qwen_inspect.results.media import Media, Medium, Request, Shape, Typed
 from qwen_inspect.tracing.kernels import BIAS_ALIGNMENT
 from qwen_inspect.tracing.towers import ADDING, FULL

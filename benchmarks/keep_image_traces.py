@@ -23,13 +23,14 @@ from benchmarks.image_samples import FAMILIES, LEAST, images, kinds_of, seeing
 from benchmarks.keep_traces import defaults_of, outline, report_of
 from benchmarks.repeats import NoPattern
 from benchmarks.structures import bases
-from qwen_inspect.predicting.family_file import SHIPPED
-from qwen_inspect.predicting.family_trace import NotCovered, Variables, loaded_of
-from qwen_inspect.predicting.few_layers import around, fewest_layers, first_layers
-from qwen_inspect.predicting.image_file import dump, image_file, read
-from qwen_inspect.predicting.image_towers import FAMILIES as TOWERS
-from qwen_inspect.predicting.image_towers import tower_in
-from qwen_inspect.predicting.image_trace import (
+from qwen_inspect.predicting.allocation.workspaces import has_cudnn_attention
+from qwen_inspect.predicting.families.family_file import SHIPPED
+from qwen_inspect.predicting.families.family_trace import NotCovered, Variables, loaded_of
+from qwen_inspect.predicting.families.few_layers import around, fewest_layers, first_layers
+from qwen_inspect.predicting.families.image_file import dump, image_file, read
+from qwen_inspect.predicting.families.image_towers import FAMILIES as TOWERS
+from qwen_inspect.predicting.families.image_towers import tower_in
+from qwen_inspect.predicting.families.image_trace import (
     BATCH_OF_SEVERAL,
     Design,
     ImageTrace,
@@ -38,12 +39,11 @@ from qwen_inspect.predicting.image_trace import (
     regime_of,
     workload_of,
 )
-from qwen_inspect.predicting.kept_trace import CHUNK_TOKENS
-from qwen_inspect.predicting.outline import options_of
-from qwen_inspect.predicting.repeats import Program, Size
-from qwen_inspect.predicting.segments import apart, fixed
+from qwen_inspect.predicting.families.repeats import Program, Size
 from qwen_inspect.predicting.sources import point_of, trace_request
-from qwen_inspect.predicting.workspaces import has_cudnn_attention
+from qwen_inspect.predicting.traces.kept_trace import CHUNK_TOKENS
+from qwen_inspect.predicting.traces.outline import options_of
+from qwen_inspect.predicting.traces.segments import apart, fixed
 from qwen_inspect.results.media import Media
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report

@@ -32,11 +32,12 @@ from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
-from qwen_inspect.predicting.class_rules import decoder_of
-from qwen_inspect.predicting.family_file import SHIPPED, dump, read
-from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant, loaded_of
-from qwen_inspect.predicting.kept_trace import Point
-from qwen_inspect.predicting.outline import (
+from qwen_inspect.predicting.families.family_file import SHIPPED, dump, read
+from qwen_inspect.predicting.families.family_trace import FamilyTrace, NotCovered, Variant, loaded_of
+from qwen_inspect.predicting.sources import family_file, sample_request
+from qwen_inspect.predicting.traces.class_rules import decoder_of
+from qwen_inspect.predicting.traces.kept_trace import Point
+from qwen_inspect.predicting.traces.outline import (
     MOST_SINGLES,
     UNRELATED,
     Outline,
@@ -44,9 +45,8 @@ from qwen_inspect.predicting.outline import (
     outline_of,
     regime_of,
 )
-from qwen_inspect.predicting.segments import LAYER, apart, fixed
-from qwen_inspect.predicting.sources import family_file, sample_request
-from qwen_inspect.predicting.token_loops import folded
+from qwen_inspect.predicting.traces.segments import LAYER, apart, fixed
+from qwen_inspect.predicting.traces.token_loops import folded
 from qwen_inspect.results.memory import Mode
 from qwen_inspect.results.model import Report
 from qwen_inspect.structure.inspect import analyse

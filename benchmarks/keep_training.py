@@ -2,7 +2,7 @@
 
 KIND: a key of `TRAINED`. With `--unaccumulated`, steps of one micro-batch alone. As `keep_traces.py`: learnt from traces of
 random configurations, and held against traces of others, event by event. An optimizer is no part of them:
-`predicting.optimizer_steps` has its rules. Needs the torch extra.
+`predicting.traces.optimizer_steps` has its rules. Needs the torch extra.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from qwen_inspect.architectures.quantised_presets import preset
 from qwen_inspect.checkpoint import Tensor
 from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.loaders import catalog
-from qwen_inspect.predicting.class_rules import decoder_of
-from qwen_inspect.predicting.family_file import SHIPPED, dump, read
-from qwen_inspect.predicting.family_trace import FamilyTrace, NotCovered, Variant
-from qwen_inspect.predicting.family_training import (
+from qwen_inspect.predicting.families.family_file import SHIPPED, dump, read
+from qwen_inspect.predicting.families.family_trace import FamilyTrace, NotCovered, Variant
+from qwen_inspect.predicting.families.family_training import (
     LOOP,
     loaded_in,
     schedule_of,
@@ -41,12 +40,13 @@ from qwen_inspect.predicting.family_training import (
     training_file,
     training_outline,
 )
-from qwen_inspect.predicting.kept_trace import ALIGNMENTS, CHUNK_TOKENS, KeptTrace, Point, alignment
-from qwen_inspect.predicting.optimizer_steps import INPUTS, OPTIMIZER
-from qwen_inspect.predicting.outline import MOST_SINGLES, WHOLE_CHUNKS, Outline, options_of, regime_of
-from qwen_inspect.predicting.segments import LAYER, apart, ends_of
-from qwen_inspect.predicting.shallow_training import FEWEST_TOKENS, constant
+from qwen_inspect.predicting.families.shallow_training import FEWEST_TOKENS, constant
 from qwen_inspect.predicting.sources import trace_request
+from qwen_inspect.predicting.traces.class_rules import decoder_of
+from qwen_inspect.predicting.traces.kept_trace import ALIGNMENTS, CHUNK_TOKENS, KeptTrace, Point, alignment
+from qwen_inspect.predicting.traces.optimizer_steps import INPUTS, OPTIMIZER
+from qwen_inspect.predicting.traces.outline import MOST_SINGLES, WHOLE_CHUNKS, Outline, options_of, regime_of
+from qwen_inspect.predicting.traces.segments import LAYER, apart, ends_of
 from qwen_inspect.predicting.training_plan import Plan, plan_of
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report

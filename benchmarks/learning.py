@@ -13,7 +13,7 @@ from itertools import chain, combinations_with_replacement, count
 from math import prod
 from typing import Any, NamedTuple
 
-from qwen_inspect.predicting.family_trace import (
+from qwen_inspect.predicting.families.family_trace import (
     BASIS,
     LENGTHS,
     Formula,
@@ -24,9 +24,9 @@ from qwen_inspect.predicting.family_trace import (
     coefficients,
     dimensions_of,
 )
-from qwen_inspect.predicting.kept_trace import ALIGNMENTS, ChunkedPoint, KeptTrace, Point, Vectors, alignment
-from qwen_inspect.predicting.outline import WHOLE_CHUNKS, Outline, Part
-from qwen_inspect.predicting.segments import Place, Request, Segment, cut
+from qwen_inspect.predicting.traces.kept_trace import ALIGNMENTS, ChunkedPoint, KeptTrace, Point, Vectors, alignment
+from qwen_inspect.predicting.traces.outline import WHOLE_CHUNKS, Outline, Part
+from qwen_inspect.predicting.traces.segments import Place, Request, Segment, cut
 
 MODULUS = (1 << 61) - 1
 MOST_FACTORS = 4  # of a size, besides constants and the workload

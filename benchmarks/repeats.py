@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from qwen_inspect.predicting.kept_trace import KeptTrace
+from qwen_inspect.predicting.traces.kept_trace import KeptTrace
 
 Token = tuple[Any, ...]
 OWN = "own"  # the axis of the images of one sequence

@@ -8,10 +8,10 @@ from itertools import count
 from random import Random
 from typing import Any
 
-from qwen_inspect.predicting.class_rules import decoder_of
-from qwen_inspect.predicting.kept_trace import CHUNK_TOKENS, Point
-from qwen_inspect.predicting.outline import has_alibi
-from qwen_inspect.predicting.scans import FLASH_HEAD_DIM
+from qwen_inspect.predicting.traces.class_rules import decoder_of
+from qwen_inspect.predicting.traces.kept_trace import CHUNK_TOKENS, Point
+from qwen_inspect.predicting.traces.outline import has_alibi
+from qwen_inspect.predicting.traces.scans import FLASH_HEAD_DIM
 
 # Keys that are a dimension on their own, each with the multiple that kernels or classes ask for.
 SIZES = {

@@ -11,7 +11,7 @@ from benchmarks.sampling import ENCODERS, EXPERTS, PER_TOKEN, SIZES, STATE, STAT
 from benchmarks.state_space import RELEASED
 from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.loaders import catalog
-from qwen_inspect.predicting.class_rules import decoder_of
+from qwen_inspect.predicting.traces.class_rules import decoder_of
 
 FLAGS = ("attention_bias", "mlp_bias", "use_bias", "qk_layernorm", "use_qk_norm", "attention_out_bias")
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}

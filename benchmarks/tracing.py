@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from qwen_inspect.loaders import catalog
 from qwen_inspect.predicting.footprint import traced_footprint
-from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.sources import symbolic_trace, trace_name, trace_request
+from qwen_inspect.predicting.traces.kept_trace import Point
 from qwen_inspect.results.memory import Run
 from qwen_inspect.structure.inspect import inspect
 

@@ -19,7 +19,7 @@ import qwen_inspect
 from qwen_inspect import standard
 from qwen_inspect.checkpoint import DType
 from qwen_inspect.loaders.resolve import _is_hub_id
-from qwen_inspect.predicting.on_device import BIASED_PRODUCT, MATRIX_PRODUCT, is_one_of
+from qwen_inspect.predicting.allocation.on_device import BIASED_PRODUCT, MATRIX_PRODUCT, is_one_of
 from qwen_inspect.renderers.document.common import _first_sentence
 from qwen_inspect.renderers.wrapping import JOINED, _words
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from ..errors import UnsupportedError
 from ..language import Message
-from ..predicting.allocator import Allocator
+from ..predicting.allocation.allocator import Allocator
 from ..results.attention import LayerAttention
 from ..results.fit import Requirement
 from ..results.serving import Reserve, Reserved

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ..engines.interface import Alternative
 from ..engines.transformers.changes import changes
 from ..engines.transformers.demand import TransformersDemand
+from ..predicting.allocation.workspaces import is_hopper
 from ..predicting.predict import explored
-from ..predicting.workspaces import is_hopper
 from ..results.fit import CardLimits, Gpu, Largest, Saving
 from ..results.memory import MemoryReport, Run
 from ..values import replace

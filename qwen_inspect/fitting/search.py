@@ -116,7 +116,7 @@ def _unsearched(report: Report, run: Run) -> Message | None:
     """Why no context and batch is searched: sequences in one row, and a fused loss or a moving average around a run of which each
     length would have to be traced; None if they are.
     """
-    from ..predicting.shallow_training import same_events_above
+    from ..predicting.families.shallow_training import same_events_above
 
     loop = run.loop
     if loop.padding_free:

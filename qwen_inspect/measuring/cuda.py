@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..predicting.on_device import WORKSPACE
+from ..predicting.allocation.on_device import WORKSPACE
 from ..results.measurement import Reading
 from ..results.timeline import Change, Record, Stage
 from ..typed import TYPE_CHECKING, Any

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..language import Message
-from ..predicting.on_device import WORKSPACE
+from ..predicting.allocation.on_device import WORKSPACE
 from ..results.measurement import Difference, MemoryCause
 from ..results.memory import LOADED_TERMS, RARE_TERMS, TERMS, Footprint, Moment
 from .matching import Living

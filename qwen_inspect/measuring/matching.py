@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 
-from ..predicting.on_device import WORKSPACE
+from ..predicting.allocation.on_device import WORKSPACE
 from ..results.timeline import Allocate, Change, Event, Free, Record, Stage, Timeline
 from ..typed import TypeVar
 from ..values import dataclass

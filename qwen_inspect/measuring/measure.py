@@ -14,10 +14,10 @@ from ..language import Message
 from ..loaders import calibration
 from ..loaders.resolve import Access
 from ..loaders.weights import weights_directory
-from ..predicting.on_device import on_device
+from ..predicting.allocation.on_device import on_device
 from ..predicting.predict import predict
 from ..predicting.sources import timeline_of
-from ..predicting.turns import with_all_turns
+from ..predicting.traces.turns import with_all_turns
 from ..progress import stage, working
 from ..results.measurement import Calibration
 from ..results.memory import Loader, MemoryReport, Run

@@ -18,9 +18,9 @@ from ..architectures.generic.building import quiet
 from ..architectures.patterns import selects
 from ..errors import UnsupportedError, UsageError
 from ..language import Message
+from ..predicting.allocation.on_device import WORKSPACE
+from ..predicting.allocation.uses import uses_of
 from ..predicting.course import measured_course
-from ..predicting.on_device import WORKSPACE
-from ..predicting.uses import uses_of
 from ..progress import stage
 from ..results.measurement import Measurement, Reading
 from ..results.memory import Alive, Footprint, Moment, Run

@@ -12,10 +12,10 @@ from ..standard import re
 from ..tracing.scratch import ANY_MULTIPROCESSORS, varies_by_card
 from ..typed import TYPE_CHECKING
 from ..units import size as shown_size
-from .allocator import ROUNDING_BYTES
-from .on_device import BIASED_PRODUCT, is_one_of
-from .uses import LINEAR
-from .workspaces import LT_WORKSPACE_BYTES, workspace_of
+from .allocation.allocator import ROUNDING_BYTES
+from .allocation.on_device import BIASED_PRODUCT, is_one_of
+from .allocation.uses import LINEAR
+from .allocation.workspaces import LT_WORKSPACE_BYTES, workspace_of
 
 CONVOLVED = "aten.convolution_backward.default"
 TOWERS = "vis", "audio"  # how the names of their modules begin: visual, vision_tower, audio_tower

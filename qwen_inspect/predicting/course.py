@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ..results.course import Course, CourseStage
 from ..results.memory import LOADED_TERMS, TERMS
 from ..results.timeline import Allocate, Free, Record, Timeline
-from .allocator import Usage
+from .allocation.allocator import Usage
 
 LOADER = "loader"  # the block of all weights' size that the loader allocates and frees first; no moment includes it
 STAYING = (*LOADED_TERMS, "optimizer")

@@ -14,12 +14,21 @@ from ..spec import Module
 from ..tracing.scratch import CUDNN_BYTES, CUDNN_SCRATCH, SUM_IDS, SUM_SCRATCH, attentions, sum_scratch
 from ..typed import TYPE_CHECKING
 from ..values import dataclass, replace
+from .allocation.on_device import (
+    GROWN_IDS,
+    OWN_IDS,
+    SORT_CONSTANT_BYTES,
+    SORTED_IDS,
+    growing,
+    laid_out,
+    leap,
+    on_device,
+)
+from .allocation.uses import term_of, use_of, uses_of
 from .footprint import formula_requests
-from .kept_trace import CHUNK_TOKENS, Coefficients, KeptTrace, Point, Vectors, alignment
-from .on_device import GROWN_IDS, OWN_IDS, SORT_CONSTANT_BYTES, SORTED_IDS, growing, laid_out, leap, on_device
-from .training_turns import Turned
-from .turns import loops_of
-from .uses import term_of, use_of, uses_of
+from .traces.kept_trace import CHUNK_TOKENS, Coefficients, KeptTrace, Point, Vectors, alignment
+from .traces.training_turns import Turned
+from .traces.turns import loops_of
 
 if TYPE_CHECKING:
     from .fused_loss import LossBuffer

@@ -19,22 +19,22 @@ from ..results.timeline import ADAPTER, Allocate, Timeline, living
 from ..spec import Module, each_buffer, each_module, each_tensor
 from ..typed import TYPE_CHECKING
 from ..values import replace
-from .allocator import Allocator, HostAllocator, OutOfMemory
-from .allocator_settings import read_settings
+from .allocation.allocator import Allocator, HostAllocator, OutOfMemory
+from .allocation.allocator_settings import read_settings
+from .allocation.on_device import BUFFER, PARAMETER, WORKSPACE, growing, on_device
+from .allocation.replay import WARM_UP, Replay, least_reserved, replay_folded, reserved_up_to, warm_up_bytes
+from .allocation.reserved import can_be_worked_out
+from .allocation.uses import term_of, use_of, uses_of
+from .allocation.workspaces import LT_WORKSPACE_BYTES, workspace_of
 from .assumptions import assumptions, part_assumptions, timeline_assumptions
-from .on_device import BUFFER, PARAMETER, WORKSPACE, growing, on_device
-from .replay import WARM_UP, Replay, least_reserved, replay_folded, reserved_up_to, warm_up_bytes
-from .reserved import can_be_worked_out
-from .turns import with_all_turns
-from .uses import term_of, use_of, uses_of
-from .workspaces import LT_WORKSPACE_BYTES, workspace_of
+from .traces.turns import with_all_turns
 
 if TYPE_CHECKING:
     from ..results.course import Course
     from ..results.lora import TrainedTensor
-    from .layered_run import LayeredRun
-    from .quick_replay import Peak
-    from .region_steps import Steps
+    from .allocation.quick_replay import Peak
+    from .allocation.region_steps import Steps
+    from .layered.layered_run import LayeredRun
 
 MOST_ALIVE = 12
 DEFAULT_RUN = Run()
@@ -50,7 +50,7 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
 
     course_points: if not 0, also the memory over time in about that many points.
     """
-    from .quick_replay import quick_peak  # not needed for a layered run
+    from .allocation.quick_replay import quick_peak  # not needed for a layered run
 
     timeline = with_all_turns(timeline, run)
     whole = _whole(timeline, run)
@@ -79,8 +79,8 @@ def layered_footprint(layered: LayeredRun, run: Run) -> Footprint | None:
     settings = read_settings(run.allocator)
     if not can_be_worked_out(settings):
         return None
-    from .layered_replay import layered_peak
-    from .layered_run import NotLayered
+    from .layered.layered_replay import layered_peak
+    from .layered.layered_run import NotLayered
 
     try:
         peak = layered_peak(layered, settings, run.new_tokens)
@@ -128,7 +128,7 @@ def _peak(replayed: Replay) -> Peak:
     if replayed.out_of_memory_event is not None:  # capacity is unlimited: the sizes exceed the address space
         raise UsageError("memory_beyond_addresses")
     assert replayed.peak_event is not None  # a model has weights
-    from .quick_replay import Peak
+    from .allocation.quick_replay import Peak
 
     return Peak(
         event=replayed.peak_event,
@@ -148,7 +148,7 @@ def reserved_within(timeline: Timeline, run: Run, most_bytes: int, steps: Steps)
 
     steps: of loops, known from other runs of the same trace.
     """
-    from .folded_replay import folded_reserved
+    from .allocation.folded_replay import folded_reserved
 
     whole, allocator = _whole(with_all_turns(timeline, run), run), _allocator(run)
     least = least_reserved(whole, allocator.settings)
@@ -230,7 +230,7 @@ def _rounding_bytes(sizes: Sequence[int], weights_bytes: int, run: Run) -> int:
     """Allocated minus requested bytes for requests of these sizes, after the loader's warm-up block if there is one."""
     if run.device == "cpu":
         return 0
-    from .reserved import allocated_after_loading  # not needed for a traced run
+    from .allocation.reserved import allocated_after_loading  # not needed for a traced run
 
     warm_up = warm_up_bytes(weights_bytes) if run.loader == "warmup" else 0
     return allocated_after_loading(sizes, read_settings(run.allocator), warm_up_bytes=warm_up) - sum(sizes)

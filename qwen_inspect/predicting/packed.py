@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ..results.timeline import Allocate, Timeline
 from ..values import replace
-from .kept_trace import KeptTrace
-from .on_device import PARAMETER
+from .allocation.on_device import PARAMETER
+from .traces.kept_trace import KeptTrace
 
 
 def packed_trace(dense: KeptTrace, weights_bytes: Sequence[int]) -> KeptTrace:

@@ -19,20 +19,20 @@ from ..standard import json
 from ..tracing import versions
 from ..typed import TYPE_CHECKING, Any, NamedTuple
 from ..values import dataclass, field, replace
-from .family_file import read, shipped
-from .family_trace import Composed, FamilyTrace, Loaded, loaded_bytes_of, loaded_of
+from .allocation.on_device import PARAMETER
+from .allocation.workspaces import has_cudnn_attention
+from .families.family_file import read, shipped
+from .families.family_trace import Composed, FamilyTrace, Loaded, loaded_bytes_of, loaded_of
 from .footprint import traced_footprint
-from .kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
-from .on_device import PARAMETER
-from .outline import Outline, options_of, outline_of
-from .segments import deepen, fixed
-from .token_loops import REPEATED
-from .workspaces import has_cudnn_attention
+from .traces.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
+from .traces.outline import Outline, options_of, outline_of
+from .traces.segments import deepen, fixed
+from .traces.token_loops import REPEATED
 
 if TYPE_CHECKING:
     from ..results.ranks import Place
     from ..tracing.bases import Base
-    from .layered_run import LayeredRun
+    from .layered.layered_run import LayeredRun
     from .training_plan import Plan
 
 SHALLOW = 3  # layers of a trace that stands for any number of equal ones
@@ -53,7 +53,7 @@ def with_kernel(run: Run, report: Report) -> Run:
 
 def training_timeline(report: Report, plan: Plan) -> tuple[Timeline, str]:
     """The run's trace and the versions that made it."""
-    from .family_training import MICRO_BATCHES, training_trace
+    from .families.family_training import MICRO_BATCHES, training_trace
 
     if plan.run.media is None and (composed := training_trace(report, plan)) is not None:
         return composed.at(point_of(plan.run)), composed.made_by
@@ -74,10 +74,10 @@ class TrainingOfAny(NamedTuple):
 def training_of_any(report: Report, run: Run) -> TrainingOfAny | None:
     """The training run with polynomials for sizes, for every length with the same events as the run's, and for one sequence or
     for any number of several; None if there is none."""
-    from .family_training import MICRO_BATCHES, training_trace_of_any
-    from .shallow_training import composed_with_turns, question_of
+    from .families.family_training import MICRO_BATCHES, training_trace_of_any
+    from .families.shallow_training import composed_with_turns, question_of
+    from .traces.training_turns import is_chunked, turns_of_any
     from .training_plan import plan_of
-    from .training_turns import is_chunked, turns_of_any
 
     plan = plan_of(report, replace(run, accumulate=min(run.accumulate, MICRO_BATCHES)))
     if (composed := training_trace_of_any(report, plan)) is not None:
@@ -180,14 +180,14 @@ def _traced(untraced: _Untraced) -> Timeline:
 
         config = buildable(config)
     if run.mode == "train" and place is None and run.media is None:
-        from .shallow_training import composed_trace, question_of
+        from .families.shallow_training import composed_trace, question_of
         from .training_plan import plan_of
 
         deep = composed_trace(question_of(report, plan_of(report, run), request, installed_versions()))
         if deep is not None:
             return deep.at(point_of(run))
     if run.media is not None and run.mode != "train" and place is None:
-        from .few_layers import traced_in_few_layers
+        from .families.few_layers import traced_in_few_layers
 
         with suppress(UnsupportedError):
             if (composed := traced_in_few_layers(report, config, request, point_of(run))) is not None:
@@ -291,7 +291,7 @@ def layered_run(report: Report, run: Run) -> LayeredRun | None:
     family = _family_of(report, run, outline)
     if outline is None or family is None:
         return None
-    from .layered_run import Made, NotLayered, on_device
+    from .layered.layered_run import Made, NotLayered, on_device
 
     loaded = [Made(*request) for request in loaded_bytes_of(report.tree)]
     if quantised is not None:
@@ -318,7 +318,7 @@ def image_trace(report: Report, run: Run) -> tuple[Timeline, str] | None:
     """The run with images composed from its family's trace, and the versions that made that; None if that does not cover it."""
     if run.media is None or (outline := outline_in(report)) is None:
         return None
-    from .image_file import family_of
+    from .families.image_file import family_of
 
     family = family_of(report)
     timeline = None if family is None else family.at(report, outline, run)

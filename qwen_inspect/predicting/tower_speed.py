@@ -15,7 +15,7 @@ from ..results.model import Report
 from ..spec import Module, each_module
 from ..typed import Any
 from ..values import replace
-from .image_numbers import windows_of
+from .families.image_numbers import windows_of
 
 FAMILIES = (
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe",

@@ -1,5 +1,5 @@
 // Computes a run's memory for any workload, to the byte: it replays the run's requests through a model of CUDA's caching allocator.
-// `AllocatorModel` is a port of qwen_inspect/predicting/allocator.py, which names the source of every step.
+// `AllocatorModel` is a port of qwen_inspect/predicting/allocation/allocator.py, which names the source of every step.
 {
 const MIB = 2 ** 20, ROUNDING = 512, SMALL = MIB, SMALL_SEGMENT = 2 * MIB, OWN_SEGMENT = 10 * MIB, OWN_ROUNDING = 2 * MIB;
 const DRIVER_STEP = 32 * MIB;

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..language import Language
-from ..predicting.allocator import UNLIMITED_BYTES
-from ..predicting.allocator_settings import read_settings
+from ..predicting.allocation.allocator import UNLIMITED_BYTES
+from ..predicting.allocation.allocator_settings import read_settings
 from ..results.exploration import GROWTHS, Exploration, RequestSize
 from ..results.memory import OF_SOME_RUNS, TERMS, MemoryReport
 from ..typed import Any

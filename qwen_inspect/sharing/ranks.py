@@ -8,7 +8,7 @@ from ..architectures.generic import build_generic
 from ..checkpoint import Tensor
 from ..errors import UnavailableError, UnsupportedError, UsageError
 from ..language import Message
-from ..predicting.family_training import MICRO_BATCHES
+from ..predicting.families.family_training import MICRO_BATCHES
 from ..predicting.footprint import traced_footprint
 from ..predicting.sources import timeline_of
 from ..predicting.training import check_training

@@ -1,6 +1,6 @@
 """Ends linear attention's loops over the chunks of a prompt early, so that a trace's length does not grow with the prompt.
 
-Each turn allocates and frees the same as the one before, so `predicting.turns` can add the others.
+Each turn allocates and frees the same as the one before, so `predicting.traces.turns` can add the others.
 Source: transformers 5.23, torch_chunk_gated_delta_rule and chunk_kimi_delta_attention
 """
 

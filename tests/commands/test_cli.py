@@ -135,7 +135,9 @@ def test_attention_of_quantised_weights_works_out_no_bytes_of_theirs() -> None:
 def test_memory_of_a_known_model_imports_no_slow_part_of_the_standard_library() -> None:
     imported = modules_of("memory", "catalog:Qwen/Qwen3-8B")
     assert imported & SLOW == set()
-    of_others = {f"qwen_inspect.predicting.{name}" for name in ("training", "folded_replay", "regions")}
+    of_others = {
+        f"qwen_inspect.predicting.{name}" for name in ("training", "allocation.folded_replay", "allocation.regions")
+    }
     assert imported & {"qwen_inspect.tracing.adapting", *of_others} == set()
 
 

@@ -9,9 +9,9 @@ from qwen_inspect.engines.transformers import traced_run
 from qwen_inspect.engines.transformers.changes import _larger_cards
 from qwen_inspect.engines.transformers.demand import TransformersDemand
 from qwen_inspect.loaders import gpus
+from qwen_inspect.predicting.allocation.region_steps import Steps
 from qwen_inspect.predicting.footprint import reserved_within
 from qwen_inspect.predicting.predict import predict
-from qwen_inspect.predicting.region_steps import Steps
 from qwen_inspect.results.memory import MemoryReport, Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.results.timeline import Timeline

@@ -34,8 +34,8 @@ from qwen_inspect.errors import UnavailableError
 from qwen_inspect.fitting.search import MOST_BATCH, answer, bounded, cards, fit
 from qwen_inspect.fitting.suggestions import changes
 from qwen_inspect.loaders import calibration, catalog, gpus
-from qwen_inspect.predicting.kept_trace import Point
 from qwen_inspect.predicting.predict import predict
+from qwen_inspect.predicting.traces.kept_trace import Point
 from qwen_inspect.results.exploration import Exploration, RequestSize
 from qwen_inspect.results.fit import Bound, CardAnswer, Gpu, Requirement
 from qwen_inspect.results.measurement import Calibration

@@ -9,7 +9,7 @@ import pytest
 
 from qwen_inspect.errors import UsageError
 from qwen_inspect.loaders import gpus
-from qwen_inspect.predicting.workspaces import WORKSPACE_BYTES_HOPPER, workspace_bytes
+from qwen_inspect.predicting.allocation.workspaces import WORKSPACE_BYTES_HOPPER, workspace_bytes
 from qwen_inspect.results.fit import Gpu
 
 from ..support.models import run

@@ -29,7 +29,7 @@ from qwen_inspect.measuring.measure import Request
 from qwen_inspect.measuring.measure import measured as measure_run
 from qwen_inspect.measuring.nvml import process_bytes
 from qwen_inspect.measuring.run import loaded, measure
-from qwen_inspect.predicting.on_device import on_device
+from qwen_inspect.predicting.allocation.on_device import on_device
 from qwen_inspect.predicting.sources import timeline_of
 from qwen_inspect.progress import reporting_to
 from qwen_inspect.renderers import markdown

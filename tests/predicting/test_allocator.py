@@ -13,9 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_inspect.errors import UnsupportedError, UsageError
-from qwen_inspect.predicting.allocator import DEFAULTS, Allocator, Block, Driver, OutOfMemory, Settings, Usage
-from qwen_inspect.predicting.allocator_settings import read_settings
-from qwen_inspect.predicting.replay import (
+from qwen_inspect.predicting.allocation.allocator import (
+    DEFAULTS,
+    Allocator,
+    Block,
+    Driver,
+    OutOfMemory,
+    Settings,
+    Usage,
+)
+from qwen_inspect.predicting.allocation.allocator_settings import read_settings
+from qwen_inspect.predicting.allocation.replay import (
     Alive,
     load_from_warm_up_block,
     load_one_by_one,

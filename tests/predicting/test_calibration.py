@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.recordings import FOLDER, read
 from qwen_inspect.loaders import calibration
-from qwen_inspect.predicting.workspaces import workspace_of
+from qwen_inspect.predicting.allocation.workspaces import workspace_of
 from qwen_inspect.results.measurement import Calibration
 from qwen_inspect.results.memory import Run
 

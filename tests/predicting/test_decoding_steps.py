@@ -13,12 +13,12 @@ import pytest
 from benchmarks.accuracy import recorded_peaks
 from benchmarks.predicted import model_of, run_of
 from benchmarks.recordings import FOLDER, read
-from qwen_inspect.predicting.allocator import Allocator
-from qwen_inspect.predicting.kept_trace import KeptTrace, Point
-from qwen_inspect.predicting.on_device import leap, on_device
+from qwen_inspect.predicting.allocation.allocator import Allocator
+from qwen_inspect.predicting.allocation.on_device import leap, on_device
+from qwen_inspect.predicting.allocation.replay import replay
 from qwen_inspect.predicting.predict import predict
-from qwen_inspect.predicting.replay import replay
 from qwen_inspect.predicting.sources import symbolic_trace
+from qwen_inspect.predicting.traces.kept_trace import KeptTrace, Point
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.timeline import Allocate, Event, Free, Timeline
 

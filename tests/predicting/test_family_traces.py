@@ -17,20 +17,20 @@ from benchmarks.sampling import sampled, sampled_point
 from benchmarks.structures import bases, small
 from qwen_inspect.errors import QwenInspectError, UnsupportedError
 from qwen_inspect.loaders import catalog
-from qwen_inspect.predicting import turning
-from qwen_inspect.predicting.allocator import DEFAULTS, UNLIMITED_BYTES, Allocator
-from qwen_inspect.predicting.family_file import SHIPPED, read
-from qwen_inspect.predicting.family_trace import NotCovered, Variables
-from qwen_inspect.predicting.folded_replay import FoldedAllocator, folded_peak, folded_reserved
-from qwen_inspect.predicting.kept_trace import Point
-from qwen_inspect.predicting.outline import options_of
-from qwen_inspect.predicting.quick_replay import Peak
-from qwen_inspect.predicting.region_steps import Steps, Usage
-from qwen_inspect.predicting.replay import replay, replay_folded
-from qwen_inspect.predicting.segments import deepen, fixed
+from qwen_inspect.predicting.allocation import turning
+from qwen_inspect.predicting.allocation.allocator import DEFAULTS, UNLIMITED_BYTES, Allocator
+from qwen_inspect.predicting.allocation.folded_replay import FoldedAllocator, folded_peak, folded_reserved
+from qwen_inspect.predicting.allocation.quick_replay import Peak
+from qwen_inspect.predicting.allocation.region_steps import Steps, Usage
+from qwen_inspect.predicting.allocation.replay import replay, replay_folded
+from qwen_inspect.predicting.allocation.turning import Turns
+from qwen_inspect.predicting.families.family_file import SHIPPED, read
+from qwen_inspect.predicting.families.family_trace import NotCovered, Variables
 from qwen_inspect.predicting.sources import family_trace, sample_request
-from qwen_inspect.predicting.token_loops import REPEATED, folded, is_folded, unfolded
-from qwen_inspect.predicting.turning import Turns
+from qwen_inspect.predicting.traces.kept_trace import Point
+from qwen_inspect.predicting.traces.outline import options_of
+from qwen_inspect.predicting.traces.segments import deepen, fixed
+from qwen_inspect.predicting.traces.token_loops import REPEATED, folded, is_folded, unfolded
 from qwen_inspect.results.memory import Mode, Run
 from qwen_inspect.results.timeline import Allocate, Event, Free, Stage, Timeline
 from qwen_inspect.tracing.trace import trace

@@ -17,14 +17,14 @@ from benchmarks.predicted import model_of
 from benchmarks.recordings import each
 from qwen_inspect.architectures.quantised_presets import preset
 from qwen_inspect.loaders import catalog
-from qwen_inspect.predicting.family_file import SHIPPED, read
-from qwen_inspect.predicting.family_trace import Variant
-from qwen_inspect.predicting.family_training import is_covered, training_file, training_outline, training_trace
-from qwen_inspect.predicting.kept_trace import CHUNK_TOKENS, Point
-from qwen_inspect.predicting.optimizer_steps import COVERED
+from qwen_inspect.predicting.families.family_file import SHIPPED, read
+from qwen_inspect.predicting.families.family_trace import Variant
+from qwen_inspect.predicting.families.family_training import is_covered, training_file, training_outline, training_trace
 from qwen_inspect.predicting.sources import trace_request
+from qwen_inspect.predicting.traces.kept_trace import CHUNK_TOKENS, Point
+from qwen_inspect.predicting.traces.optimizer_steps import COVERED
+from qwen_inspect.predicting.traces.training_turns import FEWEST_CHUNKS
 from qwen_inspect.predicting.training_plan import plan_of
-from qwen_inspect.predicting.training_turns import FEWEST_CHUNKS
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.timeline import Allocate, Event
 from qwen_inspect.results.training import LOOPS

@@ -13,7 +13,7 @@ import pytest
 from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.media.counting import media_of
 from qwen_inspect.predicting import sources
-from qwen_inspect.predicting.few_layers import fewest_layers, traced_in_few_layers
+from qwen_inspect.predicting.families.few_layers import fewest_layers, traced_in_few_layers
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.results.media import Media, Request, Typed
 from qwen_inspect.results.memory import Run

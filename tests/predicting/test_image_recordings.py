@@ -7,7 +7,7 @@ import pytest
 from benchmarks.accuracy import recorded_peaks
 from benchmarks.predicted import model_of, run_of
 from benchmarks.recordings import each
-from qwen_inspect.predicting.on_device import on_device
+from qwen_inspect.predicting.allocation.on_device import on_device
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.predicting.sources import timeline_of
 

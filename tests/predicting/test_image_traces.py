@@ -17,10 +17,10 @@ from benchmarks.structures import bases
 from qwen_inspect.errors import MalformedError
 from qwen_inspect.media.counting import media_of
 from qwen_inspect.predicting import sources
-from qwen_inspect.predicting.family_file import SHIPPED
-from qwen_inspect.predicting.few_layers import traced_in_few_layers
-from qwen_inspect.predicting.image_file import dump, image_file, load, read
-from qwen_inspect.predicting.image_trace import ImageTrace
+from qwen_inspect.predicting.families.family_file import SHIPPED
+from qwen_inspect.predicting.families.few_layers import traced_in_few_layers
+from qwen_inspect.predicting.families.image_file import dump, image_file, load, read
+from qwen_inspect.predicting.families.image_trace import ImageTrace
 from qwen_inspect.results.media import Request, Typed
 from qwen_inspect.results.memory import Run
 from qwen_inspect.structure.inspect import inspect

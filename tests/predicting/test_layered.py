@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from benchmarks.keep_traces import bases_of, first_layers, layers_needed, outline, report_of
 from benchmarks.sampling import sampled, sampled_point
 from qwen_inspect.errors import QwenInspectError
-from qwen_inspect.predicting import layered_replay
-from qwen_inspect.predicting.allocator import DEFAULTS, Allocator, Settings
+from qwen_inspect.predicting.allocation.allocator import DEFAULTS, Allocator, Settings
+from qwen_inspect.predicting.allocation.on_device import PARAMETER, growing, leap
+from qwen_inspect.predicting.allocation.replay import replay
 from qwen_inspect.predicting.footprint import layered_footprint, traced_footprint
-from qwen_inspect.predicting.layered_pools import Pools
-from qwen_inspect.predicting.layered_replay import layered_peak
-from qwen_inspect.predicting.layered_run import OTHER, Doing, LayeredRun, Made, Piece, Target
-from qwen_inspect.predicting.on_device import PARAMETER, growing, leap
-from qwen_inspect.predicting.replay import replay
+from qwen_inspect.predicting.layered import layered_replay
+from qwen_inspect.predicting.layered.layered_pools import Pools
+from qwen_inspect.predicting.layered.layered_replay import layered_peak
+from qwen_inspect.predicting.layered.layered_run import OTHER, Doing, LayeredRun, Made, Piece, Target
 from qwen_inspect.predicting.sources import family_trace, layered_run, point_of
 from qwen_inspect.results.memory import Mode, Run
 from qwen_inspect.results.timeline import Allocate, Event, Free, Stage, Timeline, living

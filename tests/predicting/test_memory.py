@@ -19,13 +19,13 @@ from wcwidth import wcswidth
 from benchmarks.accuracy import GIB, Row, transformers_rows
 from qwen_inspect.checkpoint import Checkpoint, ModelRef
 from qwen_inspect.errors import MalformedError
-from qwen_inspect.predicting.family_file import SHIPPED, dump, load
+from qwen_inspect.predicting.allocation.workspaces import workspace_bytes
+from qwen_inspect.predicting.families.family_file import SHIPPED, dump, load
 from qwen_inspect.predicting.footprint import formula_footprint, traced_footprint
-from qwen_inspect.predicting.kept_trace import WITNESS, Point
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.predicting.sources import _traced_once, sample_request, symbolic_trace, timeline_of, trace_request
-from qwen_inspect.predicting.turns import with_all_turns
-from qwen_inspect.predicting.workspaces import workspace_bytes
+from qwen_inspect.predicting.traces.kept_trace import WITNESS, Point
+from qwen_inspect.predicting.traces.turns import with_all_turns
 from qwen_inspect.results.memory import Footprint, Run
 from qwen_inspect.results.timeline import Allocate, Event
 from qwen_inspect.structure.inspect import analyse, inspect
@@ -383,7 +383,7 @@ def test_turns_that_a_trace_leaves_out_of_linear_attentions_loop_are_added(
     workload = a_run(mode="generate", batch=batch, prompt_tokens=prompt, new_tokens=2)
     predicted = predict(report, workload).predicted
     completed = with_all_turns(timeline_of(report, workload)[0], workload)
-    for module in ("tracing.few_turns", "predicting.turns"):
+    for module in ("tracing.few_turns", "predicting.traces.turns"):
         monkeypatch.setattr(f"qwen_inspect.{module}.CHUNK_TURNS", 1 << 20)
     _traced_once.cache_clear()
     assert numbered(timeline_of(report, workload)[0].events) == numbered(completed.events)

@@ -18,10 +18,10 @@ from benchmarks.predicted import model_of, row, unpredicted
 from benchmarks.recordings import EMPTY, Recording, digest, each, pack, read
 from qwen_inspect.measuring.matching import match
 from qwen_inspect.predicting import sources
-from qwen_inspect.predicting.allocator import Driver
-from qwen_inspect.predicting.on_device import leap, on_device, sort_scratch_bytes
+from qwen_inspect.predicting.allocation.allocator import Driver
+from qwen_inspect.predicting.allocation.on_device import leap, on_device, sort_scratch_bytes
+from qwen_inspect.predicting.allocation.replay import WARM_UP, replay
 from qwen_inspect.predicting.predict import predict
-from qwen_inspect.predicting.replay import WARM_UP, replay
 from qwen_inspect.predicting.sources import timeline_of
 from qwen_inspect.predicting.training_plan import plan_of
 from qwen_inspect.results.memory import H100_CONTEXT_BYTES, Run

@@ -7,9 +7,15 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_inspect.predicting.allocator import DEFAULTS, Allocator, Settings
-from qwen_inspect.predicting.allocator_settings import read_settings
-from qwen_inspect.predicting.reserved import QuickAllocator, Stream, after_loading, allocated_after_loading, stream_of
+from qwen_inspect.predicting.allocation.allocator import DEFAULTS, Allocator, Settings
+from qwen_inspect.predicting.allocation.allocator_settings import read_settings
+from qwen_inspect.predicting.allocation.reserved import (
+    QuickAllocator,
+    Stream,
+    after_loading,
+    allocated_after_loading,
+    stream_of,
+)
 
 from ..support.allocators import EXPANDABLE, MIB, sizes
 

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from qwen_inspect.errors import UnsupportedError
-from qwen_inspect.predicting import family_training, shallow_training, sources
-from qwen_inspect.predicting.composition import compose, shallow_layers
-from qwen_inspect.predicting.kept_trace import KeptTrace, Point
+from qwen_inspect.predicting import sources
+from qwen_inspect.predicting.families import family_training, shallow_training
+from qwen_inspect.predicting.families.composition import compose, shallow_layers
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.predicting.sources import trace_request, with_kernel
+from qwen_inspect.predicting.traces.kept_trace import KeptTrace, Point
 from qwen_inspect.predicting.training_plan import plan_of
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.timeline import Stage, Timeline

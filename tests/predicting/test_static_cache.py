@@ -11,7 +11,7 @@ import pytest
 from benchmarks.accuracy import CATALOG, recorded_model, recorded_run
 from benchmarks.recordings import EMPTY, FOLDER, read
 from qwen_inspect.fitting.search import cards, fit
-from qwen_inspect.predicting.on_device import on_device
+from qwen_inspect.predicting.allocation.on_device import on_device
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.predicting.sources import timeline_of
 from qwen_inspect.results.cache import CacheLayer

@@ -18,8 +18,9 @@ from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.cli import main
 from qwen_inspect.comparing.side_by_side import compare
 from qwen_inspect.errors import UnsupportedError
-from qwen_inspect.predicting import family_training, sources
+from qwen_inspect.predicting import sources
 from qwen_inspect.predicting.adapter_targets import lora_of_run, matrices_of
+from qwen_inspect.predicting.families import family_training
 from qwen_inspect.predicting.footprint import formula_footprint, traced_footprint
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.predicting.sources import timeline_of

@@ -10,10 +10,10 @@ import pytest
 
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.errors import UnsupportedError
-from qwen_inspect.predicting.kept_trace import CHUNK_TOKENS, Point
-from qwen_inspect.predicting.shallow_training import constant
-from qwen_inspect.predicting.training_turns import FEWEST_CHUNKS, loops_of, with_chunks
-from qwen_inspect.predicting.turns import LINEAR
+from qwen_inspect.predicting.families.shallow_training import constant
+from qwen_inspect.predicting.traces.kept_trace import CHUNK_TOKENS, Point
+from qwen_inspect.predicting.traces.training_turns import FEWEST_CHUNKS, loops_of, with_chunks
+from qwen_inspect.predicting.traces.turns import LINEAR
 from qwen_inspect.results.timeline import Timeline
 from qwen_inspect.tracing import CHUNK_TURNS
 from qwen_inspect.tracing.adapting import Adapters

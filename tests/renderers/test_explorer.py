@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page
 
 from qwen_inspect.language import LANGUAGES, Language
-from qwen_inspect.predicting.allocator import MIB, Allocator
-from qwen_inspect.predicting.allocator_settings import read_settings
+from qwen_inspect.predicting.allocation.allocator import MIB, Allocator
+from qwen_inspect.predicting.allocation.allocator_settings import read_settings
+from qwen_inspect.predicting.allocation.replay import replay
 from qwen_inspect.predicting.footprint import formula_footprint
 from qwen_inspect.predicting.predict import explored, predict
-from qwen_inspect.predicting.replay import replay
 from qwen_inspect.renderers import html
 from qwen_inspect.renderers import json as json_renderer
 from qwen_inspect.renderers.blocks import Live

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from qwen_inspect.predicting.allocator import Settings
+from qwen_inspect.predicting.allocation.allocator import Settings
 
 MIB = 1 << 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from benchmarks.recordings import EMPTY, Recording
-from qwen_inspect.predicting.allocator import DRIVER_STEP_BYTES, Allocator, Block, Driver
+from qwen_inspect.predicting.allocation.allocator import DRIVER_STEP_BYTES, Allocator, Block, Driver
 
 
 class RecordedDriver(Driver):

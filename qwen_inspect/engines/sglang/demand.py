@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...predicting.allocator import Allocator
+from ...predicting.allocation.allocator import Allocator
 from ...results.fit import Gpu, Requirement
 from ...results.model import Report
 from ...results.serving import WHOLE_PROMPTS, Reserve, Reserved, Serving, SglangOptions

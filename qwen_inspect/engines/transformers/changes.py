@@ -12,7 +12,7 @@ from ...checkpoint import DType
 from ...errors import QwenInspectError
 from ...language import Message
 from ...loaders import gpus
-from ...predicting.family_training import is_covered
+from ...predicting.families.family_training import is_covered
 from ...predicting.footprint import sizes_footprint
 from ...results.fit import Change, Gpu, Requirement
 from ...results.memory import Run

@@ -7,10 +7,9 @@ from functools import cached_property
 
 from ...language import Message
 from ...loaders import calibration, gpus
+from ...predicting.allocation.workspaces import has_cudnn_attention, is_hopper, workspace_of
 from ...predicting.explore import explore_trace
-from ...predicting.family_trace import Loaded, loaded_of
-from ...predicting.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
-from ...predicting.outline import Outline, regime_of
+from ...predicting.families.family_trace import Loaded, loaded_of
 from ...predicting.predict import explored_everywhere, predict
 from ...predicting.quantised import scratch_of
 from ...predicting.sources import (
@@ -21,8 +20,9 @@ from ...predicting.sources import (
     traced_along,
     with_kernel,
 )
-from ...predicting.token_loops import is_folded
-from ...predicting.workspaces import has_cudnn_attention, is_hopper, workspace_of
+from ...predicting.traces.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
+from ...predicting.traces.outline import Outline, regime_of
+from ...predicting.traces.token_loops import is_folded
 from ...progress import purpose
 from ...results.exploration import Exploration
 from ...results.fit import Gpu, Requirement

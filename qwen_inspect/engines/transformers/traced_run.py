@@ -7,15 +7,15 @@ from copy import copy
 from functools import cached_property
 from itertools import zip_longest
 
-from ...predicting.allocator import UNLIMITED_BYTES, Allocator, OutOfMemory
-from ...predicting.allocator_settings import read_settings
+from ...predicting.allocation.allocator import UNLIMITED_BYTES, Allocator, OutOfMemory
+from ...predicting.allocation.allocator_settings import read_settings
+from ...predicting.allocation.region_steps import Steps
+from ...predicting.allocation.replay import warm_up_bytes
+from ...predicting.allocation.reserved import QuickAllocator, Stream, after_loading, can_be_worked_out, stream_of
 from ...predicting.explore import LossRows, SumScratch
 from ...predicting.footprint import reserved_within
-from ...predicting.kept_trace import KeptTrace, Point
-from ...predicting.region_steps import Steps
-from ...predicting.replay import warm_up_bytes
-from ...predicting.reserved import QuickAllocator, Stream, after_loading, can_be_worked_out, stream_of
-from ...predicting.turns import missing_turns, with_turns
+from ...predicting.traces.kept_trace import KeptTrace, Point
+from ...predicting.traces.turns import missing_turns, with_turns
 from ...results.exploration import GROWTHS, Exploration, grown_bytes, grown_tokens
 from ...results.memory import Run
 from ...typed import NamedTuple

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from ...errors import UnsupportedError
 from ...loaders import gpus
 from ...predicting.explore import TrainingExplored
-from ...predicting.kept_trace import CHUNK_TOKENS, Point
-from ...predicting.shallow_training import same_events_above
+from ...predicting.families.shallow_training import same_events_above
 from ...predicting.sources import training_of_any
-from ...predicting.training_turns import is_chunked
+from ...predicting.traces.kept_trace import CHUNK_TOKENS, Point
+from ...predicting.traces.training_turns import is_chunked
 from ...results.memory import Run
 from ...results.model import Report
 from ...tracing.scratch import ANY_MULTIPROCESSORS

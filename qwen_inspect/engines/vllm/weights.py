@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from ...checkpoint import DType
 from ...errors import UnsupportedError
-from ...predicting.allocator import Allocator
+from ...predicting.allocation.allocator import Allocator
 from ...results.attention import LayerAttention
 from ...results.model import Report
 from ...results.serving import Reserved

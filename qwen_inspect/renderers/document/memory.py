@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ...language import Language
-from ...predicting.uses import term_of
+from ...predicting.allocation.uses import term_of
 from ...results.memory import OF_SOME_RUNS, TERMS, Alive, Footprint, MemoryReport, Moment
 from ...results.model import Report
 from ...units import count, size

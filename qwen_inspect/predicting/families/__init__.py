@@ -1,0 +1,1 @@
+"""Runs of any configuration of a known family, without torch: from its trace in a few layers."""

@@ -1,0 +1,313 @@
+"""Both pools of the allocator for a layered run: what a stretch of requests did in one is remembered, and not replayed again.
+
+What a stretch does in a pool depends on where the blocks are that it frees, and on the free blocks that it takes or merges with.
+It takes the same ones whatever else is free, as long as no other free block fits a request better and none touches what is freed.
+Then it leaves them as it did before. Between stretches are the requests that outlive their piece, and the frees of those of
+earlier pieces: a cache lies elsewhere in each layer.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import groupby
+
+from ...typed import NamedTuple
+from ..allocation.allocator import ROUNDING_BYTES, SMALL_BYTES, UNLIMITED_BYTES, Driver, Settings
+from ..allocation.reserved import ADDRESS, ADDRESS_BITS, segment_address
+from .layered_run import OTHER, Doing, NotLayered
+
+NO_POOL = 2  # of a request of 0 bytes
+FEWEST_ENTRIES = 6  # of a stretch that is remembered
+MOST_MISSES = 12  # of one that is, beyond the times that it was known
+
+
+class Memory(NamedTuple):
+    """What a stretch did. needed: the start and bytes of free blocks that it took or merged with. gone, come: free blocks that
+    there are no longer, and new ones, as entries of a pool. better: the ranges of entries that would have been taken instead.
+    no_after, no_before: where no free block may start and end, unless it is needed. starts, wholes: as those of a
+    `Stretch`, and the blocks that are larger than was asked for, with their bytes."""
+
+    needed: frozenset[int]
+    gone: Sequence[int]
+    come: Sequence[int]
+    better: Sequence[tuple[int, int]]
+    no_after: frozenset[int]
+    no_before: frozenset[int]
+    starts: Sequence[tuple[int, int]]
+    wholes: Sequence[tuple[int, int]]
+
+
+class Stretch:
+    """Entries of a program's order in one pool. freed: requests from before that it frees. memories: by where those are; None if
+    nothing is to be remembered."""
+
+    __slots__ = ("freed", "memories", "misses", "order")
+
+    def __init__(self, order: list[int], *, is_remembered: bool) -> None:
+        self.order, self.misses = order, 0
+        made = {entry for entry in order if entry >= 0}
+        self.freed = [-1 - entry for entry in order if entry < 0 and -1 - entry not in made]
+        self.memories: dict[tuple[int, ...], list[Memory]] | None = {} if is_remembered else None
+
+
+class Program:
+    """What pieces do whose targets are in the same pools. orders: the entries in the small pool, in the large one, and in both.
+    stretches: of each of the first two. outliving: the requests that are left. blocks: bytes of each request's, then 0 for each
+    target."""
+
+    __slots__ = ("blocks", "orders", "outliving", "requested", "stretches")
+
+    def __init__(self, doing: Doing, target_pools: Sequence[int], settings: Settings) -> None:
+        requests = len(doing.requests)
+        self.requested = [request.size_bytes for request in doing.requests]
+        by_size = {size: settings.block_bytes(size) if size else 0 for size in set(self.requested)}
+        self.blocks = [*map(by_size.__getitem__, self.requested), *[0] * len(target_pools)]
+        pools = [NO_POOL if not size else int(size > SMALL_BYTES) for size in self.blocks[:requests]] + [*target_pools]
+        self.orders: tuple[list[int], list[int], list[int]] = ([], [], [])
+        freed = set()
+        made = []
+        for entry in doing.order:
+            if entry >= 0:
+                number = entry
+                made.append(entry)
+            else:
+                number = requests + OTHER - entry if entry <= OTHER else -1 - entry
+                entry = -1 - number
+                freed.add(number)
+            if (pool := pools[number]) != NO_POOL:
+                self.orders[pool].append(entry)
+                self.orders[2].append(entry)
+        self.outliving = [number for number in made if number not in freed]
+        apart = {*self.outliving, *range(requests, len(pools))}
+        self.stretches = [list(_stretches(order, apart)) for order in self.orders[:2]]
+
+
+def _stretches(order: Sequence[int], apart: Collection[int]) -> Iterator[Stretch]:
+    """apart: requests that belong to no stretch that is remembered."""
+    for is_apart, entries in groupby(order, key=lambda entry: max(entry, -1 - entry) in apart):
+        stretch = list(entries)
+        yield Stretch(stretch, is_remembered=not is_apart and len(stretch) >= FEWEST_ENTRIES)
+
+
+class _NeedsSegmentError(Exception):
+    """In the small pool, before the large one is replayed."""
+
+
+class _NoDriver(Driver):
+    def place(self, size_bytes: int) -> int:
+        raise _NeedsSegmentError
+
+
+class Pools:
+    """Both pools, for one program after the other: as a `QuickAllocator`, but free blocks are looked up by either end as entries
+    of their pool."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.reserved_bytes = 0
+        self._driver = Driver()
+        self._segments: dict[int, int] = {}  # bytes, by those of a block
+        self._small: list[int] = []
+        self._large: list[int] = []
+        self._blocks: list[int] = []  # of a program: bytes of each request's
+        self._addresses: list[int] = []
+        self._sizes: list[int] = []
+        self._at: dict[int, int] = {}  # by start
+        self._before: dict[int, int] = {}  # by end
+
+    def play(self, program: Program, addresses: list[int], sizes: list[int]) -> None:
+        """addresses, sizes: of the blocks of the program's requests, then of its targets."""
+        self.begin(program.blocks, addresses, sizes)
+        if not self.reserved_bytes:  # all that is loaded takes new segments
+            self._play(program.orders[2])
+            return
+        driver, small, before = self._driver, tuple(self._small), (addresses.copy(), sizes.copy())
+        try:
+            # Segments are asked for in the order of both pools' requests: one pool alone may not ask.
+            self._driver = _NoDriver() if program.orders[1] else driver
+            self._play_stretches(0, program)
+            self._driver = driver
+            self._play_stretches(1, program)
+        except _NeedsSegmentError:
+            self._driver = driver
+            self._exchange(0, [*self._small], small)
+            addresses[:], sizes[:] = before
+            self._play(program.orders[2])
+
+    def begin(self, blocks: list[int], addresses: list[int], sizes: list[int]) -> None:
+        self._blocks, self._addresses, self._sizes = blocks, addresses, sizes
+        for size in {*blocks}.difference(self._segments):
+            self._segments[size] = self.settings.segment_bytes(size)
+
+    def grow(self, order: Sequence[int], blocks: list[int], addresses: list[int], sizes: list[int]) -> None:
+        self.begin(blocks, addresses, sizes)
+        self._play(order)
+
+    def _play_stretches(self, pool: int, program: Program) -> None:
+        for stretch in program.stretches[pool]:
+            if stretch.memories is None:
+                self._play(stretch.order)
+                continue
+            where = (
+                *map(self._addresses.__getitem__, stretch.freed),
+                *map(self._sizes.__getitem__, stretch.freed),
+            )
+            known = stretch.memories.setdefault(where, [])
+            for memory in known:
+                if self._is_alike(pool, memory):
+                    self._repeat_stretch(pool, memory)
+                    stretch.misses -= 1
+                    break
+            else:
+                stretch.misses += 1
+                if stretch.misses > MOST_MISSES:
+                    stretch.memories = None
+                    self._play(stretch.order)
+                elif (new := self._remembered(pool, stretch)) is not None:
+                    known.insert(0, new)
+
+    def _is_alike(self, pool: int, memory: Memory) -> bool:
+        """Whether the stretch would do now what it did then."""
+        free, at, before, needed = (self._small, self._large)[pool], self._at, self._before, memory.needed
+        for entry in needed:
+            if at.get(entry & ADDRESS) != entry:
+                return False
+        for first, last in memory.better:
+            begin, end = bisect_left(free, first), bisect_left(free, last)
+            if begin < end and not needed.issuperset(free[begin:end]):
+                return False
+        return needed.issuperset([at[start] for start in memory.no_after & at.keys()]) and needed.issuperset(
+            [before[end] for end in memory.no_before & before.keys()]
+        )
+
+    def _exchange(self, pool: int, gone: Iterable[int], come: Iterable[int]) -> None:
+        """Takes free blocks away and adds others."""
+        free, at, before = (self._small, self._large)[pool], self._at, self._before
+        for entry in gone:
+            del free[bisect_left(free, entry)]
+            start = entry & ADDRESS
+            del at[start], before[start + (entry >> ADDRESS_BITS)]
+        for entry in come:
+            insort(free, entry)
+            start = entry & ADDRESS
+            at[start] = before[start + (entry >> ADDRESS_BITS)] = entry
+
+    def _repeat_stretch(self, pool: int, memory: Memory) -> None:
+        self._exchange(pool, memory.gone, memory.come)
+        for number, start in memory.starts:
+            self._addresses[number] = start
+        for number, whole in memory.wholes:
+            self._sizes[number] = whole
+
+    def _play(self, order: Sequence[int]) -> None:
+        """Does what `Allocator.allocate` and `Allocator.free` do; NotLayered for sizes beyond all addresses."""
+        small, large, at, before = self._small, self._large, self._at, self._before
+        blocks, addresses, sizes = self._blocks, self._addresses, self._sizes
+        for entry in order:
+            if entry >= 0:
+                size = blocks[entry]
+                free, smallest_rest = (large, SMALL_BYTES + 1) if size > SMALL_BYTES else (small, ROUNDING_BYTES)
+                index = bisect_left(free, size << ADDRESS_BITS)
+                if index < len(free):
+                    best_fit = free.pop(index)
+                    start, whole = best_fit & ADDRESS, best_fit >> ADDRESS_BITS
+                    del at[start]
+                else:
+                    whole = self._segments[size]
+                    start = segment_address(self._driver.place(whole))
+                    self.reserved_bytes += whole
+                    if self.reserved_bytes > UNLIMITED_BYTES:
+                        raise NotLayered
+                rest = whole - size
+                if rest >= smallest_rest:
+                    after = start + size
+                    at[after] = before[start + whole] = left = rest << ADDRESS_BITS | after
+                    insort(free, left)
+                else:
+                    before.pop(start + whole, None)
+                    sizes[entry] = whole
+                addresses[entry] = start
+            else:
+                size, start = sizes[-1 - entry], addresses[-1 - entry]
+                free = large if size > SMALL_BYTES else small
+                end = start + size
+                if after := at.pop(end, 0):
+                    del free[bisect_left(free, after)]
+                    end += after >> ADDRESS_BITS
+                if left := before.pop(start, 0):
+                    del free[bisect_left(free, left)]
+                    start = left & ADDRESS
+                at[start] = before[end] = whole = end - start << ADDRESS_BITS | start
+                insort(free, whole)
+
+    def _remembered(self, pool: int, stretch: Stretch) -> Memory | None:
+        """Does what `_play` does in one pool; None if it needed a segment."""
+        free, at, before = (self._small, self._large)[pool], self._at, self._before
+        blocks, addresses, sizes = self._blocks, self._addresses, self._sizes
+        smallest_rest = SMALL_BYTES + 1 if pool else ROUNDING_BYTES
+        begun, needed = {*free}, set()
+        ranges: list[tuple[int, int]] = []
+        no_after, no_before = set(), set()
+        for place, entry in enumerate(stretch.order):
+            if entry >= 0:
+                size = blocks[entry]
+                wanted = size << ADDRESS_BITS
+                index = bisect_left(free, wanted)
+                if index == len(free):
+                    self._play(stretch.order[place:])
+                    return None
+                best_fit = free.pop(index)
+                needed.add(best_fit)
+                ranges.append((wanted, best_fit))
+                start, whole = best_fit & ADDRESS, best_fit >> ADDRESS_BITS
+                del at[start]
+                rest = whole - size
+                if rest >= smallest_rest:
+                    after = start + size
+                    at[after] = before[start + whole] = left = rest << ADDRESS_BITS | after
+                    insort(free, left)
+                else:
+                    del before[start + whole]
+                    sizes[entry] = whole
+                addresses[entry] = start
+                continue
+            start = addresses[-1 - entry]
+            end = start + sizes[-1 - entry]
+            if after := at.pop(end, 0):
+                del free[bisect_left(free, after)]
+                needed.add(after)
+                end += after >> ADDRESS_BITS
+            else:
+                no_after.add(end)
+            if left := before.pop(start, 0):
+                del free[bisect_left(free, left)]
+                needed.add(left)
+                start = left & ADDRESS
+            else:
+                no_before.add(start)
+            at[start] = before[end] = whole = end - start << ADDRESS_BITS | start
+            insort(free, whole)
+        needed &= begun
+        made = [entry for entry in stretch.order if entry >= 0]
+        return Memory(
+            needed=frozenset(needed),
+            gone=[*needed.difference(free)],
+            come=[*set(free) - begun],
+            better=_united(ranges),
+            no_after=frozenset(no_after),
+            no_before=frozenset(no_before),
+            starts=[(number, addresses[number]) for number in made],
+            wholes=[(number, sizes[number]) for number in made if sizes[number] != blocks[number]],
+        )
+
+
+def _united(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges that do not overlap, with the same numbers."""
+    united: list[tuple[int, int]] = []
+    for first, last in sorted(set(ranges)):
+        if united and first <= united[-1][1]:
+            united[-1] = united[-1][0], max(united[-1][1], last)
+        else:
+            united.append((first, last))
+    return united
