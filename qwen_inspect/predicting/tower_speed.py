@@ -14,7 +14,6 @@ from ..results.media import Media
 from ..results.model import Report
 from ..spec import Module, each_module
 from ..typed import Any
-from ..values import replace
 from .families.image_numbers import windows_of
 
 FAMILIES = (
@@ -73,9 +72,8 @@ def _attention_operations(report: Report, media: Media) -> int:
     side = vision["window_size"] // (vision["patch_size"] * vision["spatial_merge_size"])
     full = len(set(vision[FULL]) & set(range(depth))) if side else depth
     pairs = full * squares
-    for item in media.items if side else ():
-        windows = windows_of(replace(media, items=(item,)), side)[1]  # of each slice
-        pairs += (depth - full) * item.shape.grid[0] * sum(window["patches"] ** 2 for window in windows)
+    if side:
+        pairs += (depth - full) * sum(window["patches"] ** 2 for window in windows_of(media, side)[1])
     return 4 * width * pairs
 
 

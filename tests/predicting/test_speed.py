@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -189,11 +190,13 @@ def test_a_towers_operations_are_those_that_torch_counts(tmp_path: Path, model_t
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    config = {**FAMILIES[model_type], "dtype": "bfloat16", **TOKENS}
+    config = deepcopy({**FAMILIES[model_type], "dtype": "bfloat16", **TOKENS})
     marks = None if model_type.startswith("qwen3") else 0  # timestamps between a video's slices
     video = medium(2, 4, 8, frames=4, marks=marks)
     media = Media(items=(medium(1, 8, 12), medium(1, 4, 4), video), images=None, videos=None)
-    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
+    model = AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model(**deepcopy(config)), attn_implementation="eager"
+    )
     report = inspect(str(write(tmp_path / model_type, config)))
     text, seeing = (
         speed_of(report, Run(prompt_tokens=SEEN, batch=BATCH, media=seen), "H100 SXM").steps[0]
