@@ -7,9 +7,10 @@ Source: transformers 5.23, modeling_qwen2_vl.py, modeling_qwen2_5_vl.py, modelin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-from ..errors import UnsupportedError
+from ..architectures.reading import integer, shown
+from ..errors import MalformedError, UnsupportedError
 from ..results.media import Media
 from ..results.model import Report
 from ..spec import Module, each_module
@@ -21,7 +22,8 @@ FAMILIES = (
 )  # fmt: skip
 TABLE = "pos_embed"  # whose rows are read
 MERGERS = ("merger", "deepstack_merger_list")
-FULL = "fullatt_block_indexes"
+FULL, WINDOW, MERGE = "fullatt_block_indexes", "window_size", "spatial_merge_size"
+QKV = "qkv"  # the product of a block's queries, keys and values
 
 
 def tower_work(report: Report, media: Media, batch: int) -> tuple[int, int]:
@@ -32,7 +34,7 @@ def tower_work(report: Report, media: Media, batch: int) -> tuple[int, int]:
     config = report.config or {}
     if config.get("model_type") not in FAMILIES or media.clips:
         raise UnsupportedError("speed_tower", model_type=str(config.get("model_type")))
-    merged = _vision(report)["spatial_merge_size"] ** 2
+    merged = integer(_vision(report), MERGE) ** 2
     patches = sum(item.shape.patches for item in media.items)
     products = sum(
         2 * elements * (patches // merged if merges else patches) for elements, merges in _matrices(report.tree)
@@ -64,32 +66,40 @@ def _tower_bytes(module: Module) -> int:
 def _attention_operations(report: Report, media: Media) -> int:
     """Of one sequence's images: Q K^T and the product with V, of each pair of patches that see each other."""
     vision = _vision(report)
-    products = [module for _, module in each_module(report.tree) if module.name == "qkv"]  # of each block
-    width = products[0].tensors[0].shape[-1]
+    width = next(module for _, module in each_module(report.tree) if module.name == QKV).tensors[0].shape[-1]
     depth = sum(_repeats(report.tree))
     grids = [item.shape.grid for item in media.items]
-    squares = sum(slices * (rows * columns) ** 2 for slices, rows, columns in grids)
-    side = vision["window_size"] // (vision["patch_size"] * vision["spatial_merge_size"])
-    full = len(set(vision[FULL]) & set(range(depth))) if side else depth
-    pairs = full * squares
-    if side:
-        pairs += (depth - full) * sum(window["patches"] ** 2 for window in windows_of(media, side)[1])
-    return 4 * width * pairs
+    whole = sum(slices * (rows * columns) ** 2 for slices, rows, columns in grids)
+    if WINDOW not in vision:
+        return 4 * width * depth * whole
+    if integer(vision, MERGE) != 2:  # windows are counted for it
+        raise UnsupportedError("speed_tower", model_type=str((report.config or {}).get("model_type")))
+    merged = 2 * integer(vision, "patch_size")
+    windows = windows_of(media, integer(vision, WINDOW, at_least=merged) // merged)[1]
+    full = len(set(_numbers(vision, FULL)) & {*range(depth)})
+    return 4 * width * (full * whole + (depth - full) * sum(window["patches"] ** 2 for window in windows))
+
+
+def _numbers(vision: Mapping[str, Any], key: str) -> Sequence[int]:
+    numbers = vision[key]
+    if not isinstance(numbers, (list, tuple)) or not all(type(number) is int for number in numbers):
+        raise MalformedError("config_not_list", key=key, found=shown(numbers))
+    return numbers
 
 
 def _repeats(module: Module, repeats: int = 1) -> Iterator[int]:
-    """How often each product of a block's queries, keys and values is there."""
+    """How many blocks each such product stands for."""
     repeats *= module.repeats
-    if module.name == "qkv":
+    if module.name == QKV:
         yield repeats
     for child in module.children:
         yield from _repeats(child, repeats)
 
 
-def _vision(report: Report) -> dict[str, Any]:
+def _vision(report: Report) -> Mapping[str, Any]:
     """The tower's configuration. Source of the defaults: transformers 5.23, configuration_qwen2_5_vl.py and its sisters"""
     config = report.config or {}
-    defaults = {"patch_size": 14, "spatial_merge_size": 2, "window_size": 0, FULL: ()}
+    defaults: dict[str, Any] = {"patch_size": 14, MERGE: 2}
     if config["model_type"] == "qwen2_5_vl":
-        defaults |= {"window_size": 112, FULL: (7, 15, 23, 31)}
+        defaults |= {WINDOW: 112, FULL: (7, 15, 23, 31)}
     return {**defaults, **config["vision_config"]}

@@ -218,3 +218,23 @@ def test_a_towers_operations_are_those_that_torch_counts(tmp_path: Path, model_t
 def test_other_towers_have_no_bound() -> None:
     done = run("memory", "catalog:google/gemma-3-4b-it", "--image", "64x64", "--gpu", "H100", "--speed")
     assert (done.code, "gemma3" in done.err) == (7, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "told"),
+    [
+        ({"window_size": "abc"}, 6, "window_size"),
+        ({"window_size": 1}, 6, "window_size"),
+        ({"fullatt_block_indexes": None}, 6, "fullatt_block_indexes"),
+        ({"spatial_merge_size": 3}, 7, "qwen2_5_vl"),
+    ],
+)
+def test_a_tower_that_is_stated_wrongly_is_one_line(
+    tmp_path: Path, change: dict[str, Any], code: int, told: str
+) -> None:
+    config = FAMILIES["qwen2_5_vl"]
+    path = write(tmp_path, {**config, **TOKENS, "vision_config": {**config["vision_config"], **change}})
+    done = run("memory", path, "--image", "300x200", "--gpu", "H100", "--speed")
+    assert (done.code, done.out) == (code, "")
+    assert told in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err

@@ -62,6 +62,7 @@ TEXT = {
     # --- configuration
     "config_no_model_type": 'config.json has no "model_type" (found {found}); expected a name such as qwen3',
     "config_key_missing": "config.json lacks {key}, which {model_type} needs; add it, for no default would be right",
+    "config_not_list": "{key} in config.json is {found}; expected a list of whole numbers",
     "config_not_integer": "{key} in config.json is {found}; expected a whole number",
     "config_out_of_range": "{key} in config.json is {found}; expected {least} to {most}",
     "config_not_flag": "{key} in config.json is {found}; expected true or false",

@@ -62,6 +62,7 @@ TEXT = {
     # --- configuration
     "config_no_model_type": "config.json 中没有“model_type”（找到 {found}）；应为 qwen3 之类的名称",
     "config_key_missing": "config.json 缺少 {model_type} 所需的 {key}；请补上，任何默认值都可能出错",
+    "config_not_list": "config.json 中 {key} 为 {found}；应为整数列表",
     "config_not_integer": "config.json 中 {key} 为 {found}；应为整数",
     "config_out_of_range": "config.json 中 {key} 为 {found}；应在 {least} 到 {most} 之间",
     "config_not_flag": "config.json 中 {key} 为 {found}；应为 true 或 false",
