@@ -150,7 +150,11 @@ def test_images_and_towers_that_no_sample_was_like_are_not_composed() -> None:
     assert sources.image_trace(report, replace(run, media=flat)) is None
     config = report.config or {}
     assert sources.image_trace(report_of(config), run) is not None
-    for changes in ({"hidden_act": "relu"}, {"spatial_merge_size": 4}, {"deepstack_visual_indexes": [0, 1, 2]}):
+    for changes in (
+        {"hidden_act": "relu"},
+        {"spatial_merge_size": 4},
+        {"deepstack_visual_indexes": [0, 1, 2]},
+    ):
         other = report_of({**config, "vision_config": {**config["vision_config"], **changes}})
         assert sources.image_trace(other, run) is None
 
@@ -162,6 +166,9 @@ def test_a_prompt_of_just_the_window_and_images_of_other_sides_are_not_composed(
     assert sources.image_trace(report, run) is not None
     assert sources.image_trace(report, replace(run, prompt_tokens=1024)) is None
     item = run.media.items[0]
+    config = report.config or {}
+    odd = {**config, "vision_config": {**config["vision_config"], "deepstack_visual_indexes": 1.5}}
+    assert sources.image_trace(report_of(odd), run) is None
     for changes in ({"grid": (1, 32, 32)}, {"tokens": 64}):
         other = replace(run.media, items=(replace(item, shape=replace(item.shape, **changes)),))
         assert sources.image_trace(report, replace(run, media=other)) is None

@@ -75,6 +75,8 @@ def design_of(report: Report, outline: Outline, defaults: Mapping[str, Any]) -> 
     vision = known.settings(report.config or {}, defaults)
     sizes = tuple(vision.get(key) or 0 for key in known.sizes)
     full, adding = (vision.get(key) or () for key in (FULL, ADDING))
+    if not all(isinstance(numbers, (list, tuple)) for numbers in (full, adding)):
+        raise NotCovered
     depth: Any = next((vision[key] for key in DEPTHS if key in vision), None)
     layers = {layer.structure: layer for layer in reversed(outline.layers)}  # one of each kind
     kinds = [*dict.fromkeys(layer.structure for layer in outline.layers)]
