@@ -1,8 +1,10 @@
 # Two commands do all the set-up: `make run` (light: no torch) and `make test` (everything, then lint, types, tests).
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
+# Python keeps the bytecode of the modules that a run uses: pip would compile all of torch and transformers, which takes longer.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run test exhaustive quick lint schema reports accuracy recorded training types benchmark fuzz faults gpu clean
 

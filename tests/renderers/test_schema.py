@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
-from jsonschema import Draft202012Validator
 
 from qwen_inspect.cli import main
 
@@ -91,7 +91,9 @@ def test_a_key_less_or_more_or_of_another_type_is_refused(
     content = json.loads(capsys.readouterr().out)
     assert_keeps_to_the_schema(content)
     answers = [
-        answer for answer in SCHEMA["oneOf"] if Draft202012Validator({**SCHEMA, "oneOf": [answer]}).is_valid(content)
+        answer
+        for answer in SCHEMA["oneOf"]
+        if jsonschema_rs.Draft202012Validator({**SCHEMA, "oneOf": [answer]}).is_valid(content)
     ]
-    validator = Draft202012Validator({**SCHEMA, "oneOf": answers})
+    validator = jsonschema_rs.Draft202012Validator({**SCHEMA, "oneOf": answers})
     assert [other for other in mutations(content) if validator.is_valid(other)] == []

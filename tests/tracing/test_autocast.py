@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from jsonschema import Draft202012Validator
 
-import qwen_inspect
 from qwen_inspect.cli import main
 from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.predicting.predict import predict
@@ -25,8 +23,8 @@ from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.tracing.autocast import LOWER, SUMMED, WIDEST, _listed, cuda_lists
 
 from ..support.models import TINY_QWEN3, write_config
+from ..support.schema import assert_keeps_to_the_schema
 
-SCHEMA = json.loads((Path(qwen_inspect.__file__).parent / "schema" / "report.schema.json").read_text())
 # In torch's lists for all devices; those of CUDA alone are in autocast_mode.cpp.
 HEADER = Path(torch.__file__).parent / "include" / "ATen" / "autocast_mode.h"
 LISTS = ("LOWER_PRECISION_FP", "FP32", "FP32_SET_OPT_DTYPE", "PROMOTE")
@@ -155,7 +153,7 @@ def test_a_scaler_adds_two_numbers_and_keeps_weights_of_float16_from_training(ti
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     assert main([*arguments, "--format", "json", "-q"]) == 0
     content: dict[str, Any] = json.loads(capsys.readouterr().out)
-    Draft202012Validator(SCHEMA).validate(content)
+    assert_keeps_to_the_schema(content)
     return content
 
 
