@@ -26,7 +26,6 @@ from benchmarks.structures import bases
 from qwen_inspect.predicting.allocation.workspaces import has_cudnn_attention
 from qwen_inspect.predicting.families.family_file import SHIPPED
 from qwen_inspect.predicting.families.family_trace import NotCovered, Variables, loaded_of
-from qwen_inspect.predicting.families.few_layers import around, fewest_layers, first_layers
 from qwen_inspect.predicting.families.image_file import dump, image_file, read
 from qwen_inspect.predicting.families.image_towers import FAMILIES as TOWERS
 from qwen_inspect.predicting.families.image_towers import tower_in
@@ -40,6 +39,7 @@ from qwen_inspect.predicting.families.image_trace import (
     workload_of,
 )
 from qwen_inspect.predicting.families.repeats import Program, Size
+from qwen_inspect.predicting.families.stacks import around, fewest_layers, first_layers
 from qwen_inspect.predicting.sources import point_of, trace_request
 from qwen_inspect.predicting.traces.kept_trace import CHUNK_TOKENS
 from qwen_inspect.predicting.traces.outline import options_of

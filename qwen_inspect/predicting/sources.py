@@ -179,7 +179,7 @@ def _traced(untraced: _Untraced) -> Timeline:
         from ..architectures.generic import buildable
 
         config = buildable(config)
-    if run.mode == "train" and place is None and run.media is None:
+    if run.mode == "train" and place is None:
         from .families.shallow_training import composed_trace, question_of
         from .training_plan import plan_of
 

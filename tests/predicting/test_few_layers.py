@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from contextlib import nullcontext
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ import pytest
 from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.media.counting import media_of
 from qwen_inspect.predicting import sources
-from qwen_inspect.predicting.families.few_layers import fewest_layers, traced_in_few_layers
+from qwen_inspect.predicting.families.few_layers import traced_in_few_layers
+from qwen_inspect.predicting.families.shallow_training import composed_trace, question_of
+from qwen_inspect.predicting.families.stacks import fewest_layers
 from qwen_inspect.predicting.predict import predict
+from qwen_inspect.predicting.training_plan import plan_of
 from qwen_inspect.results.media import Media, Request, Typed
 from qwen_inspect.results.memory import Run
 from qwen_inspect.results.model import Report
+from qwen_inspect.results.training import Loop
 from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.tracing import trace as tracing
 
@@ -92,6 +97,60 @@ def assert_composed_is_whole(report: Report, run: Run, monkeypatch: pytest.Monke
         whole = tracing.trace(report.spec, config, request)
     assert composed is not None
     assert numbered(composed) == numbered(whole)
+
+
+TRAINED: dict[str, dict[str, Any]] = {
+    "all": {},
+    "tower frozen, clipped": {"frozen": "visual|vision", "loop": Loop(clip=True)},
+    "tower": {"trained": "visual|vision"},
+    "checkpointed": {"checkpointing": True, "optimizer": "adamw_fused"},
+    "8 bits": {"optimizer": "adamw_8bit", "accumulate": 2},
+    "autocast": {"autocast": "bfloat16"},
+    "LoRA": {"lora_rank": 4},
+    "QLoRA": {"lora_rank": 4, "lora_targets": ("q_proj",), "dtype": "bnb-nf4-double", "checkpointing": True},
+}
+SEEING = ("qwen2_5_vl", *ALSO)
+QUICK = {("qwen2_5_vl", "tower"), ("qwen3_vl", "tower frozen, clipped")}
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        pytest.param(family, options, marks=() if (family, options) in QUICK else pytest.mark.exhaustive)
+        for family in SEEING
+        for options in TRAINED
+        if options != "QLoRA" or "moe" not in family  # bitsandbytes has no layout for experts
+    ],
+)
+def test_training_with_images_in_a_few_layers_is_that_of_all_layers(
+    family: str, options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QWEN_INSPECT_CACHE", str(tmp_path / "cache"))
+    rng, changes = random.Random(f"{family} {options}"), dict(TRAINED[options])
+    path = str(write_config(tmp_path, deep(family, rng)))
+    report = inspect(path, dtype=changes.pop("dtype", None))
+    sizes = [(rng.randint(40, 300), rng.randint(40, 300)) for _ in range(rng.randint(1, 2))]
+    typed = tuple(Typed(text="", width=width, height=height) for width, height in sizes)
+    media = media_of(report.config or {}, {}, Request(typed=typed))
+    tokens = rng.randint(20, 60) + media.context_tokens
+    run = Run(mode="train", media=media, prompt_tokens=tokens, batch=rng.randint(1, 2), **changes)
+    plan = plan_of(report, sources.with_kernel(run, report))
+    request = sources.trace_request(plan.run, plan.four_bits)
+    composed = composed_trace(question_of(report, plan, request, sources.installed_versions()))
+    with monkeypatch.context() as patch:
+        patch.setattr(tracing, "alike_calls", lambda _: nullcontext())
+        whole = tracing.trace(report.spec, report.config or {}, request)
+    assert composed is not None
+    found = composed.at(sources.point_of(plan.run))
+    assert (found.sums, found.cast) == (whole.sums, whole.cast)
+    assert with_sorted_frees(numbered(found)) == with_sorted_frees(numbered(whole))
+
+
+def with_sorted_frees(numbers: tuple[Any, ...]) -> tuple[object, ...]:
+    """With consecutive frees in the order of their allocations: what the allocator has after them is the same in any order."""
+    rows, *others = numbers
+    of_frees = groupby(rows, key=lambda row: len(row) == 1)
+    return [row for frees, group in of_frees for row in (sorted(group) if frees else group)], others
 
 
 def numbered(timeline: Any) -> tuple[object, ...]:

@@ -106,11 +106,11 @@ class _Composition:
         count = Counter(self._source)
         # The layer that a shallow layer stands for, if that is one alone.
         self._only = {source: layer for layer, source in enumerate(self._source) if count[source] == 1}
-        owners = dict(shallow.owners)
+        self.owners = dict(shallow.owners)
         layer_of = {
-            module: self._layer(module) for module in {*owners.values(), *(row[1] for row in shallow.allocations)}
+            module: self._layer(module) for module in {*self.owners.values(), *(row[1] for row in shallow.allocations)}
         }
-        self._layer_of = [layer_of[owners.get(entry, row[1])] for entry, row in enumerate(shallow.allocations)]
+        self._layer_of = [layer_of[self.owners.get(entry, row[1])] for entry, row in enumerate(shallow.allocations)]
         self._sums = {entry: (outputs, inputs, vector) for entry, outputs, inputs, vector in shallow.sums}
         self._buffers = dict(shallow.buffers)
         numbers: dict[object, int] = {}
@@ -265,6 +265,7 @@ class _Composition:
             sums=tuple((index, *self._sums[entry]) for index, entry in enumerate(run.made) if entry in self._sums),
             cast=shallow.cast,
             kept=tuple((index, uses[entry]) for index, entry in enumerate(run.made) if entry in uses),
+            owners=tuple(run.owners),
             buffers=tuple(
                 (index, self._buffers[entry]) for index, entry in enumerate(run.made) if entry in self._buffers
             ),
@@ -305,6 +306,7 @@ class _Run:
         self.allocations: list[tuple[tuple[int, ...], str, str]] = []
         self.made: list[int] = []
         self.order: list[int] = []
+        self.owners: list[tuple[int, str]] = []
         self._begun: dict[tuple[int, int | None], int] = {}
         self._freed: set[int] = set()
 
@@ -318,10 +320,14 @@ class _Run:
         for event in events:
             if isinstance(event, int):
                 size, module, operator = given[event]
+                owner_of_it = composition.owners.get(event)
+                for name in (module, owner_of_it):
+                    if name is not None and name not in moved:
+                        moved[name] = name if layer is None else numbered.sub(str(layer), name)
+                if owner_of_it is not None:
+                    self.owners.append((len(self.made), moved[owner_of_it]))
                 self.order.append(len(self.made))
                 self.made.append(event)
-                if module not in moved:
-                    moved[module] = module if layer is None else numbered.sub(str(layer), module)
                 self.allocations.append((size, moved[module], operator))
                 continue
             owner = event.layer if event.absolute or event.layer is None else (layer or 0) + event.layer

@@ -30,7 +30,6 @@ from ..traces.outline import regime_of as sides_of
 from ..traces.scans import FLASH_HEAD_DIM
 from .composition import composed_of
 from .family_trace import Loaded, NotCovered, Variables, loaded_of
-from .few_layers import around, tower_of
 from .image_numbers import (
     chunks_of,
     frames_of,
@@ -43,7 +42,7 @@ from .image_numbers import (
 )
 from .image_towers import ABSENT, Tower, tower_in
 from .repeats import Program
-from .shallow_training import stack_of
+from .stacks import around, stack_of, tower_of
 
 # The first words of regimes.
 BATCH_OF_SEVERAL = "batch of several"

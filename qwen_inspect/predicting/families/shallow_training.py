@@ -19,7 +19,7 @@ from ...results.attention import LayerAttention
 from ...results.memory import Run
 from ...results.model import Report
 from ...results.timeline import ADAPTER, Allocate, Stage, Timeline, living
-from ...spec import Module, each_module
+from ...spec import Module
 from ...standard import json, re
 from ...tracing import CHUNK_TURNS
 from ...tracing.adapting import adapters_of
@@ -33,9 +33,9 @@ from ..traces.segments import fixed
 from ..traces.training_turns import FEWEST_CHUNKS, is_chunked, turns_of, with_chunks
 from ..training import trained_of
 from ..training_plan import Plan
-from .composition import compose, shallow_layers
+from .composition import compose, composed_of, shallow_layers, surroundings_of
+from .stacks import fewest_layers, kinds_of_decoder, stack_of, tower_of
 
-TOWERS = r"\b(visual|vision|audio|encoder)"
 MOST_OF_ALL = 3, 4  # a shallow model of more of the layers spares too little
 FEWEST_TOKENS = 8  # fewer rows take other kernels
 # (batch, tokens) of different alignments, by which sums over rows are vectorised; the last one checks. A single sequence is
@@ -129,6 +129,7 @@ def same_events_above(report: Report, run: Run) -> int | None:
         return None
     if (
         run.padded
+        or run.media is not None
         or run.packed
         or not chunks_alike(report, run)
         or run.prompt_tokens < FEWEST_TOKENS
@@ -226,22 +227,35 @@ def _composed(question: Question, workloads: Sequence[tuple[int, int]]) -> KeptT
     stack = stack_of(report.tree, len(listed))
     if stack is None or len(designed) != len(listed):
         return None
-    settings = list(zip(listed, designed, strict=True))
+    settings: list[Hashable] = list(zip(listed, designed, strict=True))
+    if plan.run.media is not None:
+        settings = kinds_of_decoder(settings, config)
     kinds = kinds_of(settings, stack, plan, report.tree)
     layers = shallow_layers(kinds)
     if layers is None or layers * MOST_OF_ALL[1] > len(kinds) * MOST_OF_ALL[0]:
         return None
     try:
+        tower = None if plan.run.media is None else tower_in_part(report, config, plan)
+        kept_layers = None if tower is None else tower.kept
         traces: dict[Point, Timeline] = {
             ChunkedPoint(batch, tokens, tokens): trace(
                 report.spec,
                 config,
-                replace(question.request, layers=layers, batch=batch, prompt_tokens=tokens, few_chunks=True),
+                replace(
+                    question.request,
+                    layers=layers,
+                    tower_layers=kept_layers,
+                    batch=batch,
+                    prompt_tokens=tokens,
+                    few_chunks=True,
+                ),
             )
             for batch, tokens in workloads
         }
         if len(workloads) == 1:
             kept = replace(constant(*traces.values()), made_by=question.made_by)
+            if tower is not None:
+                kept = tower.whole(kept)
         else:
             terms = _terms(report, single=question.asked[0] == 1)
             kept = fit(traces, made_by=question.made_by, terms=terms, buffer=loss_buffer(report.spec, plan.run))
@@ -256,19 +270,37 @@ def _composed(question: Question, workloads: Sequence[tuple[int, int]]) -> KeptT
     return deep
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TowerInPart:
+    """A tower with layers of these kinds, of which only some are traced. kept: their numbers."""
+
+    stack: str
+    kinds: tuple[Hashable, ...]
+    kept: tuple[int, ...]
+
+    def whole(self, trace: KeptTrace) -> KeptTrace:
+        """The trace with all layers of the tower; UnsupportedError if it is less regular than this can tell."""
+        few = surroundings_of([self.kinds[layer] for layer in self.kept])
+        return composed_of(trace, few, surroundings_of(self.kinds), self.stack)
+
+
+def tower_in_part(report: Report, config: Mapping[str, Any], plan: Plan) -> TowerInPart | None:
+    """None if all layers of the tower must be traced, or if that is not clear."""
+    from ...tracing.towers import kinds_of_tower
+
+    seen = kinds_of_tower(config)
+    stack = tower_of(report.tree, len(seen))
+    # The layers that are traced get other numbers, and with other names other ones could train.
+    if stack is None or len(set(kinds_of([None] * len(seen), stack, plan, report.tree))) > 1:
+        return None
+    kept = fewest_layers(seen, surroundings_of)
+    return None if kept is None else TowerInPart(stack=stack, kinds=tuple(seen), kept=kept)
+
+
 def _terms(report: Report, *, single: bool) -> Sequence[int]:
     if is_chunked(report):
         return CHUNKED_TERMS_OF_SINGLE if single else CHUNKED_TERMS_OF_SEVERAL
     return TERMS_OF_SINGLE if single else TERMS_OF_SEVERAL
-
-
-def stack_of(tree: Module, layers: int) -> str | None:
-    """The name of the module that has the decoder's layers, so many, named by their numbers; None if that is not clear."""
-    names = (name.rpartition(".") for name, _ in each_module(tree))
-    children = Counter(parent for parent, _, name in names if name.isdecimal())
-    stacks = [name for name, count in children.items() if count == layers and not re.search(TOWERS, name)]
-    outermost = [name for name in stacks if not any(name.startswith(f"{other}.") for other in stacks)]
-    return outermost[0] if len(outermost) == 1 else None
 
 
 def kinds_of(settings: Sequence[Hashable], stack: str, plan: Plan, tree: Module) -> tuple[int, ...]:
