@@ -63,7 +63,13 @@ FOUR_BITS = {
 }
 
 
-def config_of(model: str) -> dict[str, Any]:
+# Of what is trained: one layer between a first and a last.
+TRAINED_LAYERS = 3
+
+
+def config_of(model: str, *, trained: bool = False) -> dict[str, Any]:
+    if trained:
+        return config_of(model) | {"num_hidden_layers": TRAINED_LAYERS}
     if model == "qwen3 in 4 bits":
         return QWEN3 | {"quantization_config": FOUR_BITS}
     if model in GENERIC:
@@ -104,6 +110,10 @@ class Job:
         return f"{self.model} {degrees}{trained}{adapters}{''.join(further)}"
 
     @property
+    def config(self) -> dict[str, Any]:
+        return config_of(self.model, trained=bool(self.optimizer))
+
+    @property
     def facts(self) -> Loop:
         return loop_of(self.loop, clip=self.clip or None, keep_gradients=self.keep_gradients or None, ema=self.ema)
 
@@ -117,8 +127,8 @@ class Job:
     def as_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "model": config_of(self.model),
-            "saved": self.model,
+            "model": self.config,
+            "saved": f"{self.model} {'trained' if self.optimizer else ''}",
             "run": "train" if self.optimizer else "generate",
             "parallel": {f"{name}_size": ranks for name, ranks in self.degrees},
             "zero_stage": self.zero_stage,
@@ -240,21 +250,13 @@ REFUSED: tuple[tuple[Job, str, str], ...] = (
 )
 
 
-def torchrun(directory: Path, processes: int, jobs: tuple[Job, ...]) -> dict[str, list[dict[str, Any]]]:
-    """What each rank of each job found."""
-    listed = directory / f"{processes}.json"
-    listed.write_text(json.dumps([one.as_json for one in jobs]))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-        "--module",
-    ]
+def run_all(directory: Path, jobs: Mapping[int, tuple[Job, ...]]) -> dict[str, list[dict[str, Any]]]:
+    """What each rank of each job found. jobs: by the number of processes."""
+    listed = directory / "jobs.json"
+    listed.write_text(json.dumps([[number, [one.as_json for one in some]] for number, some in jobs.items()]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     finished = subprocess.run(
-        [*command, "tests.support.distributed_runs", str(listed), str(directory)],
+        [sys.executable, "-m", "tests.support.distributed_runs", str(listed), str(directory)],
         capture_output=True, text=True, check=False, timeout=400, env=environment, cwd=ROOT,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
@@ -264,30 +266,26 @@ def torchrun(directory: Path, processes: int, jobs: tuple[Job, ...]) -> dict[str
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """Every job, really run: one start of 2 processes, one of 4; by the first of pytest's workers that asks for it."""
+    """Every job, really run: one start for all; by the first of pytest's workers that asks for it."""
     directory = tmp_path_factory.mktemp("ranks")
+    refused = [one for one, _, _ in REFUSED]
+    jobs = {
+        2: (*JOBS[2], *(one for one in refused if one.how.ranks < 4)),
+        4: (*JOBS[4], *(one for one in refused if one.how.ranks == 4)),
+    }
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        return run_all(directory)
+        return run_all(directory, jobs)
     kept = tmp_path_factory.getbasetemp().parent / "ranks.json"
     with FileLock(f"{kept}.lock"):
         if not kept.exists():
-            kept.write_text(json.dumps(run_all(directory)))
+            kept.write_text(json.dumps(run_all(directory, jobs)))
     found: dict[str, list[dict[str, Any]]] = json.loads(kept.read_text())
     return found
 
 
-def run_all(directory: Path) -> dict[str, list[dict[str, Any]]]:
-    refused = {
-        4: [one for one, _, _ in REFUSED if one.how.ranks == 4],
-        2: [one for one, _, _ in REFUSED if one.how.ranks < 4],
-    }
-    started = [torchrun(directory, processes, (*JOBS[processes], *refused[processes])) for processes in (2, 4)]
-    return started[0] | started[1]
-
-
 def predicted(one: Job, directory: Path) -> list[RankBytes]:
     """What is predicted for each rank, one by one."""
-    (directory / "config.json").write_text(json.dumps(config_of(one.model)))
+    (directory / "config.json").write_text(json.dumps(one.config))
     run = Run(
         mode="train" if one.optimizer else "generate",
         batch=BATCH,
@@ -331,7 +329,7 @@ def test_each_rank_holds_the_weights_and_the_cache_that_are_predicted(
 
 @pytest.mark.exhaustive
 def test_ranks_of_other_models_hold_them_too(tmp_path: Path) -> None:
-    found = torchrun(tmp_path, 2, MORE)
+    found = run_all(tmp_path, {2: MORE})
     for one in MORE:
         assert_held(one, found[one.name], tmp_path)
 
@@ -372,7 +370,7 @@ def test_each_rank_asks_for_the_memory_that_its_trace_says(
 ) -> None:
     """The real ranks, request by request: what lives after each of them, and so the peak and the end, to the byte."""
     changes = [Change(size, address, tuple(operators)) for size, address, operators in runs[one.name][rank]["changes"]]
-    config = config_of(one.model)
+    config = one.config
     spec = architecture_of(config).spec
     workload = TraceRequest(
         mode="train" if one.optimizer else "generate",

@@ -1,6 +1,7 @@
-"""Run by torchrun: small models of random weights, really shared by the processes, and what each process then holds.
+"""Run as a module: small models of random weights, really shared by processes, and what each process then holds.
 
-Arguments: a JSON file of jobs, a directory for the models. Prints one JSON line for each job: its name and what every rank found.
+Arguments: a JSON file of pairs, a number of processes and their jobs, and a directory for the models. The processes are forked
+from one that has imported what they need. Prints one JSON line for each job: its name and what every rank found.
 A job: "model" (a configuration with `architectures`), "parallel" (arguments of transformers' DistributedConfig, by which
 from_pretrained cuts it) and "run": "generate" or "train" (by "optimizer"). "followed": also every request for memory, as torch's
 profiler records it.
@@ -9,20 +10,21 @@ profiler records it.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import astuple
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 import transformers
 from torch.distributed import _functional_collectives
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -40,6 +42,8 @@ from .following import mark, profiled
 BATCH, PROMPT, NEW = 2, 7, 4
 FOLLOWED_PROMPT, FOLLOWED_NEW, STEPS = 48, 2, 2
 OPTIMIZERS = {"adamw_fused": "adamw_torch_fused", "adamw_for_loop": "adamw_torch"}  # Trainer's names
+# Imported by some jobs only, and slowly: once is enough.
+LATE = ("accelerate", "peft", "bitsandbytes", "torch._dynamo", "transformers.trainer")
 MOMENT_SECONDS, LONGEST_SECONDS = 0.001, 0.2
 
 
@@ -112,7 +116,8 @@ def a_generation(model: Any) -> object:
 def followed(run: Callable[[], object]) -> list[Any]:
     """Every change of this process's memory while it runs."""
     dist.barrier()
-    return [astuple(change) for change in profiled(run)]
+    with waiting_for_gloo():
+        return [(one.size_bytes, one.address, one.operators) for one in profiled(run)]
 
 
 def others_rest() -> None:
@@ -121,12 +126,20 @@ def others_rest() -> None:
     own = str(threading.get_native_id())
     while time.monotonic() < end:
         time.sleep(MOMENT_SECONDS)
-        stats = [(one / "stat").read_text() for one in Path("/proc/self/task").iterdir() if one.name != own]
-        if all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats):
+        if all(is_asleep(thread) for thread in os.listdir("/proc/self/task") if thread != own):
             return
 
 
-def wait_for_gloo() -> None:
+def is_asleep(thread: str) -> bool:
+    file = os.open(f"/proc/self/task/{thread}/stat", os.O_RDONLY)
+    try:
+        return os.read(file, 256).rpartition(b") ")[2][:1] == b"S"
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def waiting_for_gloo() -> Iterator[None]:
     """Let gloo's own threads let go of what they sent before this one goes on: the profiler does not see them do it."""
     arrived, waited = _functional_collectives.wait_tensor, dist.Work.wait
 
@@ -141,6 +154,10 @@ def wait_for_gloo() -> None:
         return result
 
     _functional_collectives.wait_tensor, dist.Work.wait = wait_tensor, wait
+    try:
+        yield
+    finally:
+        _functional_collectives.wait_tensor, dist.Work.wait = arrived, waited
 
 
 def each_group(model: Any) -> Iterator[Any]:
@@ -375,20 +392,31 @@ def forget_groups() -> None:
         dist.destroy_process_group(group)
 
 
+def rank_of(rank: int, processes: int, jobs: list[dict[str, Any]], models: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}  # as torchrun's
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # which accelerate asks for and does not use
+    meeting = f"file://{models / f'{processes} meet'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes, timeout=timedelta(seconds=60))
+    for job in jobs:
+        found: list[Any] = [None] * processes
+        dist.all_gather_object(found, outcome(job, models))
+        if rank == 0:
+            print(json.dumps({"job": job["name"], "ranks": found}), flush=True)
+        forget_groups()
+    dist.destroy_process_group()
+
+
 def main(jobs: Path, models: Path) -> None:
+    for name in LATE:
+        importlib.import_module(name)
     gc.freeze()  # what imports made is in no collection: each takes a quarter of a second with it
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    wait_for_gloo()
-    for job in json.loads(jobs.read_text()):
-        found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, outcome(job, models))
-        if dist.get_rank() == 0:
-            print(json.dumps({"job": job["name"], "ranks": found}), flush=True)
-        forget_groups()
-    dist.destroy_process_group()
+    for processes, listed in json.loads(jobs.read_text()):
+        torch.multiprocessing.start_processes(
+            rank_of, (processes, listed, models), nprocs=processes, start_method="fork"
+        )
 
 
 if __name__ == "__main__":
