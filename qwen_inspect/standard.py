@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import signal as signal
     from enum import Enum as Enum
     from importlib import import_module as import_module
+
+    def compiled(pattern: str) -> re.Pattern[str]: ...
 else:
 
     class _Module:
@@ -28,6 +30,21 @@ else:
             value = getattr(import_module(self._name), attribute)
             setattr(self, attribute, value)
             return value
+
+    class _Pattern:
+        """A regular expression that is compiled when something of it is asked for."""
+
+        def __init__(self, text):
+            self._text = text
+
+        def __getattr__(self, attribute):
+            value = getattr(re.compile(self._text), attribute)
+            setattr(self, attribute, value)
+            return value
+
+    def compiled(text):
+        """`re.compile`, at the first use."""
+        return _Pattern(text)
 
     def import_module(name, package=""):
         """`importlib.import_module`, of a module of `package` if the name begins with a dot."""

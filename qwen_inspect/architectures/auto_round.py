@@ -8,7 +8,7 @@ from ..errors import MalformedError
 from ..results.quantisation import Awq, Gptq, ModuleTest, Quantisation, Scheme, SchemeGroup
 from ..typed import Any
 from .pattern_syntax import ANYTHING
-from .quantised_modules import LITERAL, rule_tests, skipped_by
+from .quantised_modules import is_literal, rule_tests, skipped_by
 from .quantised_values import MOST_PATTERNS, read_bits, read_group_size, read_names, require_choice, require_few
 from .reading import shown
 
@@ -40,7 +40,7 @@ def read_auto_round(declared: Mapping[str, Any]) -> Quantisation:
     if not all(isinstance(part, Mapping) for part in overrides.values()):
         raise MalformedError("quantised_overrides", key="extra_config", found=shown(overrides))
     by_name = {name: scheme({**declared, **part}) for name, part in overrides.items() if part}
-    named = {name: own for name, own in by_name.items() if LITERAL.fullmatch(name)}
+    named = {name: own for name, own in by_name.items() if is_literal(name)}
     patterns = {name: own for name, own in by_name.items() if name not in named}
     require_few(patterns, "extra_config")
     tests = rule_tests((([], [name]) for name in patterns), before=ANYTHING)

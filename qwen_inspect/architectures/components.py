@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import groupby
 
 from ..spec import Module
+from ..standard import re
 from ..values import replace
 
 # Components by the names of modules (first match wins): whole names, beginnings with * behind them, ends with * before them.
@@ -23,6 +23,7 @@ _NAMES_OF: Mapping[str, str] = {
     "mlp": "mlp feed_forward ffn ff fc fc0 fc1 fc2 fc3 fc4 fc5 fc6 fc7 fc8 fc9 block_sparse_moe moe dense* *mlp",
 }
 _WITHIN = {"attention": "_attn_"}  # anywhere in a name
+_ROUTERS = ("Router", "Gate", "Gating", "TopK", "MoE", "Moe")  # anywhere in a class's name
 
 # Configuration keys of the experts per token, and of the experts. Source: transformers 5.23, models/*/configuration_*.py.
 EXPERTS_PER_TOKEN_KEYS = (
@@ -83,13 +84,19 @@ def component_of(name: str, class_name: str, inherited: str, *, table: bool, hea
     if (component := _component_named(name)) is not None:
         # A gate in an MLP without experts is one of the MLP's matrices, no router: transformers' routers are no plain
         # linear layers.
-        plain = component == "router" and not re.search(r"Router|Gate|Gating|TopK|MoE|Moe", class_name)
+        plain = component == "router" and not any(mark in class_name for mark in _ROUTERS)
         return inherited if plain else component
     if "Norm" in class_name and inherited == "other":
         return "norm"
     if "Embedding" in class_name and inherited == "other":
         return "embedding"
-    return "norm" if inherited == "other" and re.search(r"(layer_?norm|^norm|_norm|ln_\w+)$", name) else inherited
+    return "norm" if inherited == "other" and _is_norm(name) else inherited
+
+
+def _is_norm(name: str) -> bool:
+    if name == "norm" or name.endswith(("layernorm", "_norm")):
+        return True
+    return "ln_" in name and re.search(r"ln_\w+$", name) is not None
 
 
 @cache

@@ -6,11 +6,11 @@ gguf 0.19, constants.MODEL_TENSORS.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from ..checkpoint import Tensor
 from ..errors import MalformedError, NoModelError, UnsupportedError
+from ..standard import compiled
 from ..typed import Any
 from .reading import MOST_LAYERS, integer, shown
 
@@ -59,7 +59,7 @@ NAMES: Mapping[str, str] = {
     "mlp.shared_expert.down_proj": "ffn_down_shexp",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }
-IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+IN_LAYER = compiled(r"model\.layers\.(\d+)\.(.+)")
 
 
 def configuration(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from ..checkpoint import DType, Tensor
 from ..errors import MalformedError, UnsupportedError
 from ..spec import Module
-from ..standard import re
+from ..standard import compiled, re
 from ..typed import Any
 from ..values import replace
 from .blocks import rotary
@@ -171,7 +171,7 @@ NAMES = (
     (r"model\.vision_tower\.final_layernorm\.", "vision_tower.encoder.final_layernorm."),
 )
 DECODER, TOWER = "model.language_model.", "vision_tower."
-WITHIN_QKV = re.compile(r"vision_tower\.layers\.\d+\.attn\.[kv]_proj\.")
+WITHIN_QKV = compiled(r"vision_tower\.layers\.\d+\.attn\.[kv]_proj\.")
 
 
 def _stored_form(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -6,7 +6,6 @@ transformers builds. Source: transformers 5.23, models/*/modeling_*.py; torch 2.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 from ..checkpoint import DType, Tensor
@@ -22,6 +21,7 @@ from .design import Architecture, KeptLayer, StoredForm
 from .reading import (
     ACTIVATION_CLASSES,
     check_layer_types,
+    class_prefix_of,
     flag,
     integer,
     number,
@@ -420,7 +420,7 @@ def outlined(
     spec = ModelSpec(
         family=str(config["model_type"]),
         class_name=class_name,
-        class_prefix=re.sub(r"(For[A-Z]\w*|LMHead\w*|Model|LM)$", "", class_name) or class_name,
+        class_prefix=class_prefix_of(class_name),
         vocab_size=vocabulary,
         hidden_size=width,
         context_tokens=optional_integer(text, "max_position_embeddings", at_least=1),

@@ -8,14 +8,14 @@ Source: CPython 3.11, Lib/re/_parser.py.
 
 from __future__ import annotations
 
-from ..standard import re
+from ..standard import compiled
 from ..typed import Literal, TypeAlias
 from ..values import dataclass
 
 DEEPEST_GROUPS = 50
-CATEGORIES = {letter: re.compile(rf"\{letter}") for letter in "dDwWsS"}
+CATEGORIES = {letter: compiled(rf"\{letter}") for letter in "dDwWsS"}
 CONTROLS = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "a": "\a"}
-BRACES = re.compile(r"\{(?:([0-9]*),([0-9]*)|([0-9]+))\}")
+BRACES = compiled(r"\{(?:([0-9]*),([0-9]*)|([0-9]+))\}")
 LOOKS = {"?=": (True, False), "?!": (True, True), "?<=": (False, False), "?<!": (False, True)}
 
 
@@ -163,7 +163,7 @@ class _Parser:
             return 1, None
         if self.take("?"):
             return 0, 1
-        braces = BRACES.match(self.text, self.at)
+        braces = BRACES.match(self.text, self.at) if self.text.startswith("{", self.at) else None
         if braces is None:
             return None
         self.at = braces.end()

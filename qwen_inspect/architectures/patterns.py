@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import repeat
 
 from ..errors import MalformedError, UnsupportedError
-from ..standard import re
+from ..standard import compiled
 from .pattern_syntax import (
     ANYTHING,
     Character,
@@ -29,7 +29,7 @@ from .pattern_syntax import (
 )
 from .reading import shown
 
-WORD = re.compile(r"\w")
+WORD = compiled(r"\w")
 
 LONGEST_PATTERN = 2_000
 MOST_STATES = 100_000  # of all patterns that are matched together

@@ -24,19 +24,20 @@ from ..results.quantisation import (
     Scheme,
     SchemeGroup,
 )
-from ..standard import re
+from ..standard import compiled, re
 from ..typed import Any
 from ..values import replace
-from .quantised_modules import HEAD, LITERAL, SHARED_GATE, every_module, rule_tests, skipped_by
+from .quantised_modules import HEAD, SHARED_GATE, every_module, is_literal, rule_tests, skipped_by
 from .quantised_values import is_block, read_bits, read_group_size, read_names, require_choice, require_few
 from .reading import flag, integer, shown
 
 FAMILY = "family of the model"  # carries model_type; no configuration has this key
 
-LAYER = re.compile(r"layers\\?\.\d+(?=\\?\.|\*|$)")
+LAYER = compiled(r"layers\\?\.\d+(?=\\?\.|\*|$)")
 
 # No digits, sets, counted repeats or `+`; a dot alone stands for one character, so never two in a row: numbers differ in length.
-ANY_EXPERT = re.compile(r"(?:\.\*|\\\.|\.(?![.*+?{()|])|[A-Za-z_:*?$^()|-]|(?<=[A-Za-z_])\d+)*")
+PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_:*?$^()|-.")  # of ANY_EXPERT without digits
+ANY_EXPERT = compiled(r"(?:\.\*|\\\.|\.(?![.*+?{()|])|[A-Za-z_:*?$^()|-]|(?<=[A-Za-z_])\d+)*")
 
 
 def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
@@ -76,6 +77,12 @@ def _texts(value: object) -> Iterator[str]:
 
 def _numbers_no_expert(text: str) -> bool:
     """Whether a name or pattern holds for all of a layer's experts or for none, whatever their numbers."""
+    if text.isidentifier() and text.isascii():
+        return True
+    plain = text.replace("\\.", "-")
+    if PLAIN.issuperset(plain):
+        *parts, last = plain.split(".")[1:] or [""]
+        return all(part and part[0] not in "?()|" for part in parts) and last[:1] not in ("?", "(", ")", "|")
     return ANY_EXPERT.fullmatch(LAYER.sub("layers", text)) is not None
 
 
@@ -116,7 +123,7 @@ def _dynamic(declared: Mapping[str, Any]) -> Iterator[SchemeGroup]:
         raise MalformedError("quantised_overrides", key="dynamic", found=shown(rules))
     require_few(rules, "dynamic")
     names = [rule[2:] if rule[:2] in ("-:", "+:") else rule for rule in rules]
-    tests = rule_tests(([name], []) if LITERAL.fullmatch(name) else ([], [name]) for name in names)
+    tests = rule_tests(([name], []) if is_literal(name) else ([], [name]) for name in names)
     for (rule, changes), takes in zip(rules.items(), tests, strict=True):
         if rule.startswith("-:"):
             yield SchemeGroup(takes=takes, scheme=None)

@@ -6,19 +6,23 @@ from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 
 from ..results.quantisation import ModuleTest
-from ..standard import re
 from .pattern_syntax import Node, Position
 from .patterns import first_match
 
 HEAD, SHARED_GATE = "lm_head", "shared_expert_gate"
 
-LITERAL = re.compile(r"[\w.\-]+")
-DIGIT = re.compile("[0-9]")
+DIGITS = frozenset("0123456789")
+NO_LETTERS = str.maketrans("", "", "_.-")
 ZEROS = str.maketrans("123456789", "000000000")
 
 
 def every_module(module: str) -> bool:
     return True
+
+
+def is_literal(name: str) -> bool:
+    """Whether a name has only letters, digits and `_`, `.` and `-`, so that it is no pattern."""
+    return bool(name) and (name.translate(NO_LETTERS) or "0").isalnum()
 
 
 def skipped_by(names: Sequence[str]) -> ModuleTest:
@@ -28,7 +32,7 @@ def skipped_by(names: Sequence[str]) -> ModuleTest:
 
     Source: transformers 5.23, quantizers_utils.should_convert_module.
     """
-    named = frozenset(name for name in names if LITERAL.fullmatch(name))
+    named = frozenset(name for name in names if is_literal(name))
     ends = tuple(named)
     patterns = [name.removeprefix("re:") for name in names if name not in named]
     first = first_match(patterns, after=Position("module edge"))
@@ -69,7 +73,7 @@ def _once_a_layer(test: ModuleTest, sources: Iterable[str]) -> ModuleTest:
 
     Such a pattern takes every digit where it takes one: so does a range of characters between two that are no digits.
     """
-    if any(DIGIT.search(source) for source in sources):
+    if any(not DIGITS.isdisjoint(source) for source in sources):
         return test
     answer = cache(test)
     return lambda module: answer(module.translate(ZEROS))

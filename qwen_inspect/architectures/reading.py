@@ -293,6 +293,16 @@ def read_class_name(config: Mapping[str, Any]) -> str:
     return str(names[0])
 
 
+def class_prefix_of(class_name: str) -> str:
+    """A class's name up to its task: Qwen3 of Qwen3ForCausalLM, GPT2 of GPT2LMHeadModel."""
+    for index in range(len(class_name)):
+        task = class_name[index:]
+        is_named = task.startswith("LMHead") or (task.startswith("For") and "A" <= task[3:4] <= "Z")
+        if task in ("Model", "LM") or (is_named and task.replace("_", "").isalnum()):
+            return class_name[:index] or class_name
+    return class_name
+
+
 def is_described(config: Mapping[str, Any]) -> bool:
     """Whether the class of `config` is described here; never if layers differ in more than their types.
 

@@ -140,7 +140,7 @@ def part_assumptions(
 
 def _idle_towers(modules: Collection[str], run: Run) -> Iterator[Message]:
     """The towers whose weights are held, but which do not run."""
-    sees, hears = (any(name in module and re.search(rf"\b{name}", module) for module in modules) for name in TOWERS)
+    sees, hears = (any(_is_within(name, module) for module in modules) for name in TOWERS)
     if run.media is None:
         key = OF_TEXT.get((sees, hears))
     elif sees and not run.media.items:
@@ -149,6 +149,13 @@ def _idle_towers(modules: Collection[str], run: Run) -> Iterator[Message]:
         key = "assume_no_audio" if hears and not run.media.clips else None
     if key is not None:
         yield Message(key)
+
+
+def _is_within(name: str, module: str) -> bool:
+    """Whether a part of a module's name, or a word of it, begins with this name."""
+    if module.startswith(name) or f".{name}" in module:
+        return True
+    return name in module and re.search(rf"\b{name}", module) is not None
 
 
 def _training_assumptions(run: Run) -> Iterator[Message]:

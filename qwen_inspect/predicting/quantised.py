@@ -13,9 +13,11 @@ from ..results.memory import Run
 from ..results.model import Report
 from ..results.quantisation import Bnb4, BnbInt8
 from ..spec import each_module
-from ..tracing.adapting import FourBits
-from ..tracing.bases import Base, EightBits
+from ..typed import TYPE_CHECKING
 from ..units import MIB
+
+if TYPE_CHECKING:
+    from ..tracing.bases import Base
 
 COMPUTED = ("bfloat16", "float16", "float32")  # dtypes that bitsandbytes multiplies in
 OUTLIERS_FROM = 6.0  # transformers 5.23, BitsAndBytesConfig, llm_int8_threshold
@@ -27,19 +29,21 @@ def base_of(report: Report) -> Base | None:
     UnsupportedError for a compute dtype that bitsandbytes has no kernels for.
     """
     config = report.config or {}
-    quantisation = None if report.known.quantised is None else read_quantisation(config)
-    if quantisation is None or not quantisation.schemes:
+    quantisation = None if report.known.quantised_by is None else read_quantisation(config)
+    schemes = () if quantisation is None else quantisation.schemes
+    if quantisation is None or not any(isinstance(scheme, Bnb4 | BnbInt8) for scheme in schemes):
         return None
+    from ..tracing.adapting import FourBits
+    from ..tracing.bases import EightBits
+
     section = config.get("quantization_config")
     options = section if isinstance(section, Mapping) else {}
     linear = [name for name, module in each_module(report.tree) if module.class_name == "Linear"]
     modules = frozenset(name for name in linear if quantisation.scheme_of(name) is not None)
-    first = quantisation.schemes[0]
-    if all(isinstance(scheme, BnbInt8) for scheme in quantisation.schemes) and not options.get(
-        "llm_int8_has_fp16_weight"
-    ):
+    first = schemes[0]
+    if all(isinstance(scheme, BnbInt8) for scheme in schemes) and not options.get("llm_int8_has_fp16_weight"):
         return EightBits(modules=modules, threshold=number(options, "llm_int8_threshold", default=OUTLIERS_FROM))
-    if not all(isinstance(scheme, Bnb4) for scheme in quantisation.schemes) or not isinstance(first, Bnb4):
+    if not all(isinstance(scheme, Bnb4) for scheme in schemes) or not isinstance(first, Bnb4):
         return None
     stated_dtype = options.get("bnb_4bit_compute_dtype")
     compute_dtype = "float32" if stated_dtype is None else str(stated_dtype)  # transformers 5.23, BitsAndBytesConfig

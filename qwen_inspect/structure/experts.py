@@ -8,7 +8,6 @@ from ..architectures import StoredForm
 from ..checkpoint import Tensor
 
 EXPERTS = ".experts."  # in the name of an expert's matrix
-EXPERT = r"\.experts\.\d+\."
 MOST_REMEMBERED = 8  # parts of a tensor's form; more are all experts' matrices, too many to hold
 
 
@@ -16,6 +15,13 @@ def is_of_expert(name: str) -> bool:
     """Whether a tensor of this name is of one expert."""
     number, dot, _ = name.partition(EXPERTS)[2].partition(".")
     return bool(dot) and number.isdecimal()
+
+
+def first_experts_name(name: str) -> str:
+    """The name of a tensor, of the first expert instead of another one."""
+    before, experts, after = name.partition(EXPERTS)
+    number, dot, rest = after.partition(".")
+    return f"{before}{experts}0.{rest}" if dot and number.isdecimal() else name
 
 
 def first_form(tensor: Tensor, form: StoredForm) -> tuple[Tensor, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 from ..checkpoint import BlockFormat, DType, Tensor
@@ -23,6 +22,7 @@ from ..results.quantisation import (
     Part,
     Scheme,
 )
+from ..standard import json
 from ..values import replace
 
 WORD_BITS = 32

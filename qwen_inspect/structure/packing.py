@@ -11,9 +11,8 @@ from ..declarations import MODEL_DTYPES
 from ..errors import MalformedError
 from ..results.quantisation import Mxfp4Experts, Part, Quantisation
 from ..spec import Module, each_module, each_tensor
-from ..standard import re
 from ..values import dataclass, field, replace
-from .experts import EXPERT, EXPERTS, is_of_expert
+from .experts import first_experts_name, is_of_expert
 from .matrix_parts import parts_of
 
 
@@ -79,7 +78,7 @@ class Packing:
         """The tensors that files hold for one of the dense model's, and their roles; "" for one that is not quantised."""
         if dense.name in self.parts:
             return [(part.tensor, part.role) for part in self.parts[dense.name]]
-        first = re.sub(EXPERT, f"{EXPERTS}0.", dense.name) if EXPERTS in dense.name else dense.name
+        first = first_experts_name(dense.name)
         if first not in self.experts or first not in self.parts:
             return [(dense, "")]
         before, after = first.removesuffix("weight"), dense.name.removesuffix("weight")

@@ -12,16 +12,15 @@ from contextlib import contextmanager
 
 from ..errors import UnavailableError, UnsupportedError
 from ..results.quantisation import Bnb4
-from ..standard import import_module, re
+from ..standard import compiled, import_module
 from ..typed import TYPE_CHECKING, Any
 from ..values import dataclass
-from .kernels import replaced
 
 if TYPE_CHECKING:
     from ..results.memory import Run
 
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear module but the head
-ADDED = re.compile(r"\.(lora_(embedding_)?[AB]|lora_magnitude_vector|modules_to_save)\.")
+ADDED = compiled(r"\.(lora_(embedding_)?[AB]|lora_magnitude_vector|modules_to_save)\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +212,8 @@ def fake_parameters() -> Iterator[None]:
         if state is None:
             return weight_of(module)
         return bitsandbytes().functional.dequantize_4bit(module.weight, state)
+
+    from .kernels import replaced
 
     with replaced(
         (

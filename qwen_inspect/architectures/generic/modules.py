@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 
@@ -12,7 +11,7 @@ from ...spec import ModelSpec, Module
 from ...typed import Any
 from ...values import replace
 from ..components import claims_experts, component_of, each_experts_module, folded, routed_share
-from ..reading import whole_dtype
+from ..reading import class_prefix_of, whole_dtype
 from .configurations import layer_configurations, stated
 
 
@@ -30,7 +29,7 @@ def spec_of(config: Mapping[str, Any], model: Any) -> ModelSpec:
     return ModelSpec(
         family=str(config["model_type"]),
         class_name=class_name,
-        class_prefix=re.sub(r"(For[A-Z]\w*|LMHead\w*|Model|LM)$", "", class_name) or class_name,
+        class_prefix=class_prefix_of(class_name),
         vocab_size=table[0],
         hidden_size=table[1],
         context_tokens=positions if positions > 0 else None,
