@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ..errors import UsageError
 from ..typed import Any
 from .quantised_modules import HEAD, SHARED_GATE
-from .reading import read_dtype
+from .reading import whole_dtype
 
 DEFAULT_GROUP_SIZE = 128
 
@@ -70,7 +70,7 @@ def preset(name: str, group_size: int | None, config: Mapping[str, Any]) -> Mapp
         }
     if chosen.get("load_in_4bit"):
         # The usual choice, the model's dtype; BitsAndBytesConfig's default is float32.
-        chosen["bnb_4bit_compute_dtype"] = read_dtype(config).torch_name
+        chosen["bnb_4bit_compute_dtype"] = whole_dtype(config).torch_name
     if "group_size" in chosen:
         chosen["group_size"] = group_size or DEFAULT_GROUP_SIZE
     elif group_size is not None:

@@ -8,7 +8,6 @@ from ..language import Message
 from ..loaders import gpus
 from ..results.memory import Run, context_range
 from ..results.timeline import Timeline, modules_of, operators_of
-from ..standard import re
 from ..tracing.scratch import ANY_MULTIPROCESSORS, varies_by_card
 from ..typed import TYPE_CHECKING
 from ..units import size as shown_size
@@ -16,9 +15,9 @@ from .allocation.allocator import ROUNDING_BYTES
 from .allocation.on_device import BIASED_PRODUCT, is_one_of
 from .allocation.uses import LINEAR
 from .allocation.workspaces import LT_WORKSPACE_BYTES, workspace_of
+from .idle_towers import TOWERS, is_within
 
 CONVOLVED = "aten.convolution_backward.default"
-TOWERS = "vis", "audio"  # how the names of their modules begin: visual, vision_tower, audio_tower
 # Of a prompt of text, by whether the model sees and whether it hears.
 OF_TEXT = {
     (True, False): "assume_text_only",
@@ -140,7 +139,7 @@ def part_assumptions(
 
 def _idle_towers(modules: Collection[str], run: Run) -> Iterator[Message]:
     """The towers whose weights are held, but which do not run."""
-    sees, hears = (any(_is_within(name, module) for module in modules) for name in TOWERS)
+    sees, hears = (any(is_within(name, module) for module in modules) for name in TOWERS)
     if run.media is None:
         key = OF_TEXT.get((sees, hears))
     elif sees and not run.media.items:
@@ -149,13 +148,6 @@ def _idle_towers(modules: Collection[str], run: Run) -> Iterator[Message]:
         key = "assume_no_audio" if hears and not run.media.clips else None
     if key is not None:
         yield Message(key)
-
-
-def _is_within(name: str, module: str) -> bool:
-    """Whether a part of a module's name, or a word of it, begins with this name."""
-    if module.startswith(name) or f".{name}" in module:
-        return True
-    return name in module and re.search(rf"\b{name}", module) is not None
 
 
 def _training_assumptions(run: Run) -> Iterator[Message]:

@@ -6,15 +6,17 @@ from collections.abc import Collection, Iterator, Sequence
 
 from ..architectures.patterns import search, selects
 from ..architectures.reading import shown
-from ..checkpoint import DType, Tensor
+from ..checkpoint import DTYPE_OF_TORCH_NAME, DType, Tensor
 from ..errors import MalformedError, UnsupportedError, UsageError
 from ..results.lora import TrainedTensor
 from ..results.memory import Run
 from ..results.training import LOOPS, Loop, Training
 from ..spec import Module, each_tensor
 from ..structure.adapters import folded
+from ..tracing.adapting import FourBits
 from ..tracing.optimizers import OF_BITSANDBYTES, PAGED_ELEMENTS, is_hidden_matrix
 from ..values import replace
+from .idle_towers import is_idle
 
 HIGHEST_RANK = 1 << 20
 BLOCK_8BIT = 256
@@ -69,21 +71,23 @@ def training_of(tree: Module, run: Run, matrices: Sequence[TrainedTensor], weigh
     )
 
 
-def prepared(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def prepared(weights: Sequence[Tensor], base: FourBits, run: Run) -> tuple[Tensor, ...]:
     """The tensors of a 4-bit model after `prepare_model_for_kbit_training` and a first forward: all in float32 except packed
-    weights and their biases, which are cast to the compute dtype. Nested scales have an offset, a number on the device that
-    files store as text.
+    weights and their biases, which a forward casts to the compute dtype; a tower that does not run keeps its biases in float32.
+    Nested scales have an offset, a number on the device that files store as text.
 
     Sources: PEFT 0.21, utils.other: all float16 and bfloat16 parameters except Params4bit are cast; bitsandbytes 0.50,
     Linear4bit.forward, QuantState.from_dict.
     """
     packed = {tensor.name.removesuffix(".weight.absmax") for tensor in weights if tensor.name.endswith(".absmax")}
-    cast = (
-        replace(tensor, dtype=DType.F32)
-        if tensor.dtype in (DType.F16, DType.BF16) and tensor.name.rpartition(".")[0] not in packed
-        else tensor
-        for tensor in weights
-    )
+    computed = DTYPE_OF_TORCH_NAME[base.dtype]
+    cast = []
+    for tensor in weights:
+        module = tensor.name.rpartition(".")[0]
+        if module in packed and tensor.name.endswith(".bias") and not is_idle(module, run):
+            cast.append(replace(tensor, dtype=computed))
+        else:
+            cast.append(replace(tensor, dtype=DType.F32) if tensor.dtype in (DType.F16, DType.BF16) else tensor)
     nested = [tensor.name for tensor in weights if tensor.name.endswith(".nested_absmax")]
     return *cast, *(Tensor(f"{name}.offset", (), DType.F32) for name in nested)
 

@@ -36,7 +36,7 @@ def plan_of(report: Report, run: Run) -> Plan:
     if run.checkpointing is None:
         run = replace(run, checkpointing=four_bits is not None)  # PEFT's default
     weights = tuple(report.known.weights or each_tensor(report.tree))
-    weights = weights if four_bits is None else prepared(weights)
+    weights = weights if four_bits is None else prepared(weights, four_bits, run)
     matrices: tuple[TrainedTensor, ...] = ()
     if run.lora_rank is not None:
         model_type = str((report.config or {}).get("model_type"))

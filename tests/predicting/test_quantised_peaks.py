@@ -55,9 +55,11 @@ def test_the_dtype_to_compute_in_is_as_transformers_reads_it(said: str | None, r
     base = base_of(inspect(str(tmp_path)))
     assert isinstance(base, FourBits)
     assert base.dtype == read
-    by_name = base_of(inspect("catalog:Qwen/Qwen3-0.6B", dtype="bnb-nf4"))
-    assert isinstance(by_name, FourBits)
-    assert by_name.dtype == "bfloat16"
+    # The second release says its dtype in its decoder's section alone.
+    for model in ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-VL-2B-Instruct"):
+        by_name = base_of(inspect(f"catalog:{model}", dtype="bnb-nf4"))
+        assert isinstance(by_name, FourBits)
+        assert by_name.dtype == "bfloat16"
 
 
 def test_without_bitsandbytes_it_is_a_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_inspect.checkpoint import DType, Tensor
+from qwen_inspect.checkpoint import DTYPE_OF_TORCH_NAME, DType, Tensor
 from qwen_inspect.cli import main
 from qwen_inspect.comparing.side_by_side import compare
 from qwen_inspect.errors import UnsupportedError
+from qwen_inspect.media.counting import media_of
 from qwen_inspect.predicting import sources
 from qwen_inspect.predicting.adapter_targets import lora_of_run, matrices_of
 from qwen_inspect.predicting.families import family_training
@@ -25,7 +26,9 @@ from qwen_inspect.predicting.footprint import formula_footprint, traced_footprin
 from qwen_inspect.predicting.predict import predict
 from qwen_inspect.predicting.sources import timeline_of
 from qwen_inspect.predicting.training import optimizer_sizes
+from qwen_inspect.predicting.training_plan import plan_of
 from qwen_inspect.results.lora import TrainedTensor
+from qwen_inspect.results.media import Request, Typed
 from qwen_inspect.results.memory import MemoryReport, Optimizer, Run
 from qwen_inspect.results.training import LoopName, loop_of
 from qwen_inspect.structure.inspect import inspect
@@ -456,3 +459,46 @@ def test_without_torch_and_a_trace_a_sentence_says_so_and_what_to_install(
 def test_a_name_chosen_twice_is_one_target(tmp_path: Path) -> None:
     path = str(write_config(tmp_path, FAMILIES["qwen3"]))
     assert count(path, 4, "q_proj", "q_proj") == count(path, 4, "q_proj")
+
+
+IMAGE_TOKENS = {"image_token_id": 5, "vision_start_token_id": 7, "vision_end_token_id": 8}
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_forward_casts_the_biases_of_the_modules_that_run(seen: bool, tmp_path: Path) -> None:
+    """bitsandbytes' Linear4bit casts its bias to the dtype that it computes in when it is called: a tower's with images alone."""
+    import peft
+    import torch
+    import transformers
+
+    write_config(tmp_path / "model", {**FAMILIES["qwen3_vl"], **IMAGE_TOKENS})
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "model")
+    transformers.Qwen3VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    report = inspect(str(tmp_path), dtype="bnb-nf4")
+    media = media_of(report.config or {}, {}, Request(typed=(Typed(text="", width=64, height=64),))) if seen else None
+    run = Run(mode="train", prompt_tokens=16 + (media.context_tokens if media else 0), lora_rank=4, media=media)
+    planned = {tensor.name: tensor.dtype for tensor in plan_of(report, run).weights}
+    options = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16"
+    )
+    model = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
+        tmp_path, quantization_config=options, dtype=torch.bfloat16, device_map="cpu"
+    )
+    model = peft.prepare_model_for_kbit_training(model, True, {"use_reentrant": False})
+    tokens = torch.tensor([[1, 7, *[5] * (4 if seen else 0), 8, 2]])
+    vision = config.vision_config
+    pixels = 3 * vision.patch_size**2 * vision.temporal_patch_size
+    side = 2 * vision.spatial_merge_size
+    images = {
+        "pixel_values": torch.randn(side**2, pixels),
+        "image_grid_thw": torch.tensor([[1, side, side]]),
+        "mm_token_type_ids": (tokens == 5).int(),
+    }
+    model(input_ids=tokens, labels=tokens, **(images if seen else {}))
+    held = {
+        name: DTYPE_OF_TORCH_NAME[str(one.dtype).removeprefix("torch.")]
+        for name, one in model.named_parameters()
+        if "weight" not in name
+    }
+    assert {name: planned[name] for name in held} == held
+    assert (DType.BF16 in held.values()) == seen

@@ -53,7 +53,7 @@ ALL_TURNS_ABOVE = (CHUNK_TURNS - 1) * CHUNK_TOKENS  # longer prompts have all tu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShallowTrace:
-    """The trace of a model's first `layers` layers, and of which kinds all its layers are. stack: the module that has them.
+    """The trace of a model's first `layers` layers, or all, and of which kinds they are. stack: the module that has them.
 
     only: the (batch, tokens) that it is of; None if its sizes are polynomials.
     """
@@ -66,6 +66,8 @@ class ShallowTrace:
 
     def deep(self) -> KeptTrace:
         """The trace of the whole model; UnsupportedError if it is less regular than this can tell."""
+        if self.layers == len(self.kinds):
+            return self.trace
         return compose(self.trace, self.kinds, self.layers, self.stack)
 
 
@@ -232,10 +234,12 @@ def _composed(question: Question, workloads: Sequence[tuple[int, int]]) -> KeptT
         settings = kinds_of_decoder(settings, config)
     kinds = kinds_of(settings, stack, plan, report.tree)
     layers = shallow_layers(kinds)
+    tower = None if plan.run.media is None else tower_in_part(report, config, plan)
     if layers is None or layers * MOST_OF_ALL[1] > len(kinds) * MOST_OF_ALL[0]:
-        return None
+        if tower is None:
+            return None
+        layers = len(kinds)
     try:
-        tower = None if plan.run.media is None else tower_in_part(report, config, plan)
         kept_layers = None if tower is None else tower.kept
         traces: dict[Point, Timeline] = {
             ChunkedPoint(batch, tokens, tokens): trace(
