@@ -495,10 +495,7 @@ def test_a_forward_casts_the_biases_of_the_modules_that_run(seen: bool, tmp_path
         "mm_token_type_ids": (tokens == 5).int(),
     }
     model(input_ids=tokens, labels=tokens, **(images if seen else {}))
-    held = {
-        name: DTYPE_OF_TORCH_NAME[str(one.dtype).removeprefix("torch.")]
-        for name, one in model.named_parameters()
-        if "weight" not in name
-    }
+    left = [(name, str(one.dtype)) for name, one in model.named_parameters() if "weight" not in name]
+    held = {name: DTYPE_OF_TORCH_NAME[dtype.removeprefix("torch.")] for name, dtype in left}
     assert {name: planned[name] for name in held} == held
     assert (DType.BF16 in held.values()) == seen
