@@ -18,15 +18,15 @@ from ..allocation.reserved import ADDRESS, ADDRESS_BITS, segment_address
 from .layered_run import OTHER, Doing, NotLayered
 
 NO_POOL = 2  # of a request of 0 bytes
+LARGEST_SMALL = SMALL_BYTES << ADDRESS_BITS | ADDRESS  # of a block's entry
 FEWEST_ENTRIES = 6  # of a stretch that is remembered
-MOST_MISSES = 12  # of one that is, beyond the times that it was known
+MOST_MISSES = 3  # of one that is, beyond the times that it was known
 
 
 class Memory(NamedTuple):
-    """What a stretch did. needed: the start and bytes of free blocks that it took or merged with. gone, come: free blocks that
-    there are no longer, and new ones, as entries of a pool. better: the ranges of entries that would have been taken instead.
-    no_after, no_before: where no free block may start and end, unless it is needed. starts, wholes: as those of a
-    `Stretch`, and the blocks that are larger than was asked for, with their bytes."""
+    """What a stretch did, with blocks as entries of a pool. needed: free blocks that it took or merged with. gone, come: free
+    blocks that there are no longer, and new ones. better: the ranges of entries that would have been taken instead. no_after,
+    no_before: where no free block may start and end, unless it is needed. made: each request's block."""
 
     needed: frozenset[int]
     gone: Sequence[int]
@@ -34,8 +34,7 @@ class Memory(NamedTuple):
     better: Sequence[tuple[int, int]]
     no_after: frozenset[int]
     no_before: frozenset[int]
-    starts: Sequence[tuple[int, int]]
-    wholes: Sequence[tuple[int, int]]
+    made: Sequence[tuple[int, int]]
 
 
 class Stretch:
@@ -53,17 +52,17 @@ class Stretch:
 
 class Program:
     """What pieces do whose targets are in the same pools. orders: the entries in the small pool, in the large one, and in both.
-    stretches: of each of the first two. outliving: the requests that are left. blocks: bytes of each request's, then 0 for each
-    target."""
+    stretches: of each of the first two. outliving: the requests that are left. wanted: bytes of each request's block, then 0 for
+    each target."""
 
-    __slots__ = ("blocks", "orders", "outliving", "requested", "stretches")
+    __slots__ = ("orders", "outliving", "requested", "stretches", "wanted")
 
     def __init__(self, doing: Doing, target_pools: Sequence[int], settings: Settings) -> None:
         requests = len(doing.requests)
         self.requested = [request.size_bytes for request in doing.requests]
         by_size = {size: settings.block_bytes(size) if size else 0 for size in set(self.requested)}
-        self.blocks = [*map(by_size.__getitem__, self.requested), *[0] * len(target_pools)]
-        pools = [NO_POOL if not size else int(size > SMALL_BYTES) for size in self.blocks[:requests]] + [*target_pools]
+        self.wanted = [*map(by_size.__getitem__, self.requested), *[0] * len(target_pools)]
+        pools = [NO_POOL if not size else int(size > SMALL_BYTES) for size in self.wanted[:requests]] + [*target_pools]
         self.orders: tuple[list[int], list[int], list[int]] = ([], [], [])
         freed = set()
         made = []
@@ -99,30 +98,40 @@ class _NoDriver(Driver):
         raise _NeedsSegmentError
 
 
+class _Fit(NamedTuple):
+    """How a block of some bytes is found. wanted: the least entry that it fits in. least_rest: of what a split leaves free."""
+
+    size_bytes: int
+    wanted: int
+    free: list[int]
+    least_rest: int
+    segment_bytes: int
+
+
 class Pools:
     """Both pools, for one program after the other: as a `QuickAllocator`, but free blocks are looked up by either end as entries
-    of their pool."""
+    of their pool. A block in use is such an entry too, its bytes above its address; sums and differences of entries are those of
+    both."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.reserved_bytes = 0
         self._driver = Driver()
-        self._segments: dict[int, int] = {}  # bytes, by those of a block
+        self._fits: dict[int, _Fit] = {}  # by bytes of a block
         self._small: list[int] = []
         self._large: list[int] = []
-        self._blocks: list[int] = []  # of a program: bytes of each request's
-        self._addresses: list[int] = []
-        self._sizes: list[int] = []
+        self._program: list[_Fit] = []  # of each request
+        self._blocks: list[int] = []  # in use, of each request and target
         self._at: dict[int, int] = {}  # by start
         self._before: dict[int, int] = {}  # by end
 
-    def play(self, program: Program, addresses: list[int], sizes: list[int]) -> None:
-        """addresses, sizes: of the blocks of the program's requests, then of its targets."""
-        self.begin(program.blocks, addresses, sizes)
+    def play(self, program: Program, blocks: list[int]) -> None:
+        """blocks: of the program's requests, which are written, then of its targets."""
+        self._begin(program.wanted, blocks)
         if not self.reserved_bytes:  # all that is loaded takes new segments
             self._play(program.orders[2])
             return
-        driver, small, before = self._driver, tuple(self._small), (addresses.copy(), sizes.copy())
+        driver, small, before = self._driver, tuple(self._small), blocks.copy()
         try:
             # Segments are asked for in the order of both pools' requests: one pool alone may not ask.
             self._driver = _NoDriver() if program.orders[1] else driver
@@ -132,27 +141,30 @@ class Pools:
         except _NeedsSegmentError:
             self._driver = driver
             self._exchange(0, [*self._small], small)
-            addresses[:], sizes[:] = before
+            blocks[:] = before
             self._play(program.orders[2])
 
-    def begin(self, blocks: list[int], addresses: list[int], sizes: list[int]) -> None:
-        self._blocks, self._addresses, self._sizes = blocks, addresses, sizes
-        for size in {*blocks}.difference(self._segments):
-            self._segments[size] = self.settings.segment_bytes(size)
+    def _begin(self, wanted: Sequence[int], blocks: list[int]) -> None:
+        fits = self._fits
+        for size in {*wanted}.difference(fits):
+            free, rest = (self._large, SMALL_BYTES + 1) if size > SMALL_BYTES else (self._small, ROUNDING_BYTES)
+            segment = self.settings.segment_bytes(size)
+            fits[size] = _Fit(size, size << ADDRESS_BITS, free, rest << ADDRESS_BITS, segment)
+        self._program, self._blocks = list(map(fits.__getitem__, wanted)), blocks
 
-    def grow(self, order: Sequence[int], blocks: list[int], addresses: list[int], sizes: list[int]) -> None:
-        self.begin(blocks, addresses, sizes)
-        self._play(order)
+    def grow(self, wanted: Sequence[int], olds: list[int]) -> list[int]:
+        """Takes a block of so many bytes instead of each old one, one after the other; returns the new ones."""
+        self._begin([*wanted, *[0] * len(olds)], [*[0] * len(wanted), *olds])
+        count = len(olds)
+        self._play([entry for number in range(count) for entry in (number, -1 - count - number)])
+        return self._blocks[:count]
 
     def _play_stretches(self, pool: int, program: Program) -> None:
         for stretch in program.stretches[pool]:
             if stretch.memories is None:
                 self._play(stretch.order)
                 continue
-            where = (
-                *map(self._addresses.__getitem__, stretch.freed),
-                *map(self._sizes.__getitem__, stretch.freed),
-            )
+            where = (*map(self._blocks.__getitem__, stretch.freed),)
             known = stretch.memories.setdefault(where, [])
             for memory in known:
                 if self._is_alike(pool, memory):
@@ -195,101 +207,100 @@ class Pools:
 
     def _repeat_stretch(self, pool: int, memory: Memory) -> None:
         self._exchange(pool, memory.gone, memory.come)
-        for number, start in memory.starts:
-            self._addresses[number] = start
-        for number, whole in memory.wholes:
-            self._sizes[number] = whole
+        blocks = self._blocks
+        for number, block in memory.made:
+            blocks[number] = block
 
     def _play(self, order: Sequence[int]) -> None:
         """Does what `Allocator.allocate` and `Allocator.free` do; NotLayered for sizes beyond all addresses."""
         small, large, at, before = self._small, self._large, self._at, self._before
-        blocks, addresses, sizes = self._blocks, self._addresses, self._sizes
+        program, blocks = self._program, self._blocks
         for entry in order:
             if entry >= 0:
-                size = blocks[entry]
-                free, smallest_rest = (large, SMALL_BYTES + 1) if size > SMALL_BYTES else (small, ROUNDING_BYTES)
-                index = bisect_left(free, size << ADDRESS_BITS)
+                size, wanted, free, least_rest, segment_bytes = program[entry]
+                index = bisect_left(free, wanted)
                 if index < len(free):
-                    best_fit = free.pop(index)
-                    start, whole = best_fit & ADDRESS, best_fit >> ADDRESS_BITS
+                    block = free.pop(index)
+                    start = block & ADDRESS
                     del at[start]
                 else:
-                    whole = self._segments[size]
-                    start = segment_address(self._driver.place(whole))
-                    self.reserved_bytes += whole
+                    start = segment_address(self._driver.place(segment_bytes))
+                    block = segment_bytes << ADDRESS_BITS | start
+                    self.reserved_bytes += segment_bytes
                     if self.reserved_bytes > UNLIMITED_BYTES:
                         raise NotLayered
-                rest = whole - size
-                if rest >= smallest_rest:
-                    after = start + size
-                    at[after] = before[start + whole] = left = rest << ADDRESS_BITS | after
-                    insort(free, left)
+                rest = block - wanted + size
+                if rest >= least_rest:
+                    at[start + size] = before[start + (block >> ADDRESS_BITS)] = rest
+                    insort(free, rest)
+                    blocks[entry] = wanted | start
                 else:
-                    before.pop(start + whole, None)
-                    sizes[entry] = whole
-                addresses[entry] = start
+                    before.pop(start + (block >> ADDRESS_BITS), None)
+                    blocks[entry] = block
             else:
-                size, start = sizes[-1 - entry], addresses[-1 - entry]
-                free = large if size > SMALL_BYTES else small
-                end = start + size
+                block = blocks[-1 - entry]
+                free = large if block > LARGEST_SMALL else small
+                start = block & ADDRESS
+                end = start + (block >> ADDRESS_BITS)
                 if after := at.pop(end, 0):
                     del free[bisect_left(free, after)]
+                    block += after - end
                     end += after >> ADDRESS_BITS
                 if left := before.pop(start, 0):
                     del free[bisect_left(free, left)]
+                    block += left - start
                     start = left & ADDRESS
-                at[start] = before[end] = whole = end - start << ADDRESS_BITS | start
-                insort(free, whole)
+                at[start] = before[end] = block
+                insort(free, block)
 
     def _remembered(self, pool: int, stretch: Stretch) -> Memory | None:
         """Does what `_play` does in one pool; None if it needed a segment."""
         free, at, before = (self._small, self._large)[pool], self._at, self._before
-        blocks, addresses, sizes = self._blocks, self._addresses, self._sizes
-        smallest_rest = SMALL_BYTES + 1 if pool else ROUNDING_BYTES
+        program, blocks = self._program, self._blocks
         begun, needed = {*free}, set()
         ranges: list[tuple[int, int]] = []
         no_after, no_before = set(), set()
         for place, entry in enumerate(stretch.order):
             if entry >= 0:
-                size = blocks[entry]
-                wanted = size << ADDRESS_BITS
+                size, wanted, _, least_rest, _ = program[entry]
                 index = bisect_left(free, wanted)
                 if index == len(free):
                     self._play(stretch.order[place:])
                     return None
-                best_fit = free.pop(index)
-                needed.add(best_fit)
-                ranges.append((wanted, best_fit))
-                start, whole = best_fit & ADDRESS, best_fit >> ADDRESS_BITS
+                block = free.pop(index)
+                needed.add(block)
+                ranges.append((wanted, block))
+                start = block & ADDRESS
                 del at[start]
-                rest = whole - size
-                if rest >= smallest_rest:
-                    after = start + size
-                    at[after] = before[start + whole] = left = rest << ADDRESS_BITS | after
-                    insort(free, left)
+                rest = block - wanted + size
+                if rest >= least_rest:
+                    at[start + size] = before[start + (block >> ADDRESS_BITS)] = rest
+                    insort(free, rest)
+                    blocks[entry] = wanted | start
                 else:
-                    del before[start + whole]
-                    sizes[entry] = whole
-                addresses[entry] = start
+                    del before[start + (block >> ADDRESS_BITS)]
+                    blocks[entry] = block
                 continue
-            start = addresses[-1 - entry]
-            end = start + sizes[-1 - entry]
+            block = blocks[-1 - entry]
+            start = block & ADDRESS
+            end = start + (block >> ADDRESS_BITS)
             if after := at.pop(end, 0):
                 del free[bisect_left(free, after)]
                 needed.add(after)
+                block += after - end
                 end += after >> ADDRESS_BITS
             else:
                 no_after.add(end)
             if left := before.pop(start, 0):
                 del free[bisect_left(free, left)]
                 needed.add(left)
+                block += left - start
                 start = left & ADDRESS
             else:
                 no_before.add(start)
-            at[start] = before[end] = whole = end - start << ADDRESS_BITS | start
-            insort(free, whole)
+            at[start] = before[end] = block
+            insort(free, block)
         needed &= begun
-        made = [entry for entry in stretch.order if entry >= 0]
         return Memory(
             needed=frozenset(needed),
             gone=[*needed.difference(free)],
@@ -297,8 +308,7 @@ class Pools:
             better=_united(ranges),
             no_after=frozenset(no_after),
             no_before=frozenset(no_before),
-            starts=[(number, addresses[number]) for number in made],
-            wholes=[(number, sizes[number]) for number in made if sizes[number] != blocks[number]],
+            made=[(entry, blocks[entry]) for entry in stretch.order if entry >= 0],
         )
 
 

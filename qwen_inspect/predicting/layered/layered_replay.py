@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import repeat
 
 from ...results.exploration import GROWTHS, grown_bytes, grown_tokens
 from ...results.timeline import Allocate
 from ...typed import NamedTuple
-from ..allocation.allocator import SMALL_BYTES, Settings
+from ..allocation.allocator import Settings
 from ..allocation.on_device import GROWN_IDS, grows
-from .layered_pools import NO_POOL, Pools, Program
+from ..allocation.reserved import ADDRESS_BITS
+from .layered_pools import LARGEST_SMALL, NO_POOL, Pools, Program
 from .layered_run import OTHER, Doing, LayeredRun, Made, NotLayered, Piece, Target
 
 PIECE_IDS = 1 << 32  # times the piece's number, added to a request's number
@@ -32,10 +32,9 @@ class LayeredPeak(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Where a living request is. size_bytes: of its block, 0 if it takes none."""
+    """Of a living request. entry: as in `layered_pools`, 0 if it takes none."""
 
-    start: int
-    size_bytes: int
+    entry: int
     requested_bytes: int
 
 
@@ -91,17 +90,15 @@ class _Replayed:
                 self._play(number, piece)
 
     def _play(self, number: int, piece: Piece) -> None:
-        blocks = self.blocks
-        targets = [blocks.pop(target) for target in piece.targets]
-        pools = tuple([NO_POOL if not size else int(size > SMALL_BYTES) for _, size, _ in targets])
+        targets = [self.blocks.pop(target) for target in piece.targets]
+        pools = tuple([NO_POOL if not entry else int(entry > LARGEST_SMALL) for entry, _ in targets])
         program = self.programs.get((id(piece.doing), pools))
         if program is None:
             program = self.programs[id(piece.doing), pools] = Program(piece.doing, pools, self.settings)
-        requests = len(program.requested)
-        addresses = [*[0] * requests, *[start for start, _, _ in targets]]
-        sizes = [*program.blocks[:requests], *[size for _, size, _ in targets]]
-        self.allocator.play(program, addresses, sizes)
-        requested = [size for _, _, size in targets]
+        blocks = [*[0] * len(program.requested), *[entry for entry, _ in targets]]
+        self.allocator.play(program, blocks)
+        sizes = [entry >> ADDRESS_BITS for entry in blocks]
+        requested = [size for _, size in targets]
         key = (id(program), *sizes, *requested)
         located = self.located.get(key)
         if located is None:
@@ -112,48 +109,45 @@ class _Replayed:
         self.allocated += located.end_bytes
         self.rounding += located.end_rounding_bytes
         for request in program.outliving:
-            blocks[Target(number, request)] = _Block(addresses[request], sizes[request], program.requested[request])
+            self.blocks[Target(number, request)] = _Block(blocks[request], program.requested[request])
 
     def _grow(self, growth: _Growth) -> None:
         """As `on_device.growing`, whose steps are all alike but for sizes."""
-        parts = len(growth.olds)
-        olds = [self.blocks.pop(old) for old in growth.olds]
-        starts, held, requested = ([block[field] for block in olds] for field in range(3))
+        held, requested = map(list, zip(*map(self.blocks.pop, growth.olds), strict=True))
         if not all(held):
             raise NotLayered
-        order = [entry for part in range(parts) for entry in (part, -1 - (parts + part))]
-        ends, none = self._ends(growth), [0] * parts
+        ends = self._ends(growth)
+        held_bytes = sum([entry >> ADDRESS_BITS for entry in held])
         for step in range(1, GROWTHS + 1):
             if grown_tokens(self.steps, step) == grown_tokens(self.steps, step - 1):
                 continue
             by_ends = {end: grown_bytes(*end, self.steps, step) for end in set(ends)}
             blocks_of = {end: self.settings.block_bytes(size) for end, size in by_ends.items()}
-            blocks = list(map(blocks_of.__getitem__, ends))
-            addresses, sizes = [*none, *starts], [*blocks, *held]
-            self.allocator.grow(order, [*blocks, *held], addresses, sizes)
-            asked = list(map(by_ends.__getitem__, ends))
-            self._count_grown(growth.begin, step, (sizes[:parts], asked), (held, requested))
-            starts, held, requested = addresses[:parts], sizes[:parts], asked
+            olds, held = held, self.allocator.grow(list(map(blocks_of.__getitem__, ends)), held)
+            before, requested = requested, list(map(by_ends.__getitem__, ends))
+            olds_bytes, held_bytes = held_bytes, sum([entry >> ADDRESS_BITS for entry in held])
+            if self.allocated + held_bytes > self.most:  # never is more than this allocated
+                self._find_most(growth.begin, step, (held, requested), (olds, before))
+            self.allocated += held_bytes - olds_bytes
+            self.rounding += held_bytes - sum(requested) - olds_bytes + sum(before)
             self.grown_at.append(step)
-        self.blocks.update(zip(growth.news, map(_Block, starts, held, requested), strict=True))
+        self.blocks.update(zip(growth.news, map(_Block, held, requested), strict=True))
 
-    def _count_grown(
+    def _find_most(
         self, piece: int, step: int, new: tuple[list[int], list[int]], old: tuple[list[int], list[int]]
     ) -> None:
-        """A step of the growth; new, old: bytes of each part's block, and as requested."""
-        most = self.allocated + sum(map(max, map(int.__sub__, new[0], old[0]), repeat(0))) + max(old[0])
-        if most <= self.most:  # the sum is no more at any time
-            self.allocated += sum(new[0]) - sum(old[0])
-            self.rounding += sum(new[0]) - sum(new[1]) - sum(old[0]) + sum(old[1])
-            return
-        for part, (size, requested, old_size, old_requested) in enumerate(zip(*new, *old, strict=True)):
-            self.allocated += size
-            self.rounding += size - requested
-            if self.allocated > self.most:
-                self.most, self.at_peak = self.allocated, self.rounding
+        """The peak in a step of the growth; new, old: each part's block, and bytes as requested."""
+        allocated, rounding = self.allocated, self.rounding
+        for part, (block, requested, old_block, old_requested) in enumerate(zip(*new, *old, strict=True)):
+            size = block >> ADDRESS_BITS
+            allocated += size
+            rounding += size - requested
+            if allocated > self.most:
+                self.most, self.at_peak = allocated, rounding
                 self.peak_piece, self.peak_request, self.peak_step = piece, part, step
-            self.allocated -= old_size
-            self.rounding -= old_size - old_requested
+            old_size = old_block >> ADDRESS_BITS
+            allocated -= old_size
+            rounding -= old_size - old_requested
 
     def _ends(self, growth: _Growth) -> list[tuple[int, int]]:
         """Bytes of each part of the cache, before and after."""
