@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from ...errors import MalformedError
-from ...typed import Any
+from ...typed import Any, Generic, TypeVar
 from ..traces.kept_trace import unzipped, zipped
 from ..traces.segments import Address, Place, Request, Segment
 from .family_trace import FamilyTrace, Formula, Regime, Relation, Term, Variables, Variant
 
+Value = TypeVar("Value")
 SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), "catalog", "traces")
 
 
@@ -86,18 +87,24 @@ def load(content: bytes, *, file: str) -> FamilyTrace:
         if kept["version"] not in (1, 2):
             raise ValueError(file)
         modules, operators = kept["modules"], kept["operators"]
-        formulas = [
-            tuple(Term(top, bottom, tuple(chosen), basis) for top, bottom, chosen, basis in formula)
-            for formula in kept["formulas"]
-        ]
-        requests = [
-            Request(formulas[size], modules[module], operators[operator], use, _summed(formulas, *summed))
-            for size, module, operator, use, *summed in kept["requests"]
-        ]
-        segments = [
-            Segment(tuple([requests[row] for row in rows]), tuple(order), tuple([Address(*other) for other in others]))
-            for rows, order, others in kept["segments"]
-        ]
+        formulas = _Made(
+            lambda formula: tuple([Term(top, bottom, tuple(chosen), basis) for top, bottom, chosen, basis in formula]),
+            kept["formulas"],
+        )
+        requests = _Made(
+            lambda row: Request(
+                formulas[row[0]], modules[row[1]], operators[row[2]], row[3], _summed(formulas, *row[4:])
+            ),
+            kept["requests"],
+        )
+        segments = _Made(
+            lambda row: Segment(
+                tuple([requests[number] for number in row[0]]),
+                tuple(row[1]),
+                tuple([Address(*other) for other in row[2]]),
+            ),
+            kept["segments"],
+        )
         variables = [
             Variables(
                 tuple(of),
@@ -108,14 +115,53 @@ def load(content: bytes, *, file: str) -> FamilyTrace:
             for of, constants, relations, *divisors in kept["variables"]
         ]
         relative = kept["version"] > 1
-        variants = tuple(_variant(entry, segments, variables, relative=relative) for entry in kept["variants"])
+        variants = tuple(
+            _variant(entry, segments, variables, relative=relative, file=file) for entry in kept["variants"]
+        )
         loop = kept.get("loop", "")
         return FamilyTrace(made_by=kept["made_by"], defaults=kept["defaults"], variants=variants, loop=loop)
     except (ValueError, KeyError, TypeError, IndexError):
         raise MalformedError("trace_file", file=file) from None
 
 
-def _summed(formulas: Sequence[Formula], *row: Any) -> tuple[Formula, Formula, tuple[int, ...]] | None:
+class _Made(Generic[Value]):
+    """Values of rows, each made when it is first asked for: a run needs few of a file's."""
+
+    def __init__(self, make: Callable[[Any], Value], rows: Sequence[Any]) -> None:
+        self._make, self._rows = make, rows
+        self._known: dict[int, Value] = {}
+
+    def __getitem__(self, number: int) -> Value:
+        value = self._known.get(number)
+        if value is None:
+            value = self._known[number] = self._make(self._rows[number])
+        return value
+
+
+class _Regimes(Mapping[str, Regime]):
+    """Those of a variant by name, each made when it is asked for; MalformedError then for rows that are none."""
+
+    def __init__(self, rows: Mapping[str, Any], make: Callable[[Any], Regime], file: str) -> None:
+        self._rows, self._make, self._file = rows, make, file
+        self._known: dict[str, Regime] = {}
+
+    def __getitem__(self, name: str) -> Regime:
+        if name not in self._known:
+            row = self._rows[name]
+            try:
+                self._known[name] = self._make(row)
+            except (ValueError, KeyError, TypeError, IndexError):
+                raise MalformedError("trace_file", file=self._file) from None
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def _summed(formulas: _Made[Formula], *row: Any) -> tuple[Formula, Formula, tuple[int, ...]] | None:
     if not row:
         return None
     outputs, inputs, vectors = row
@@ -129,10 +175,19 @@ def _from(part: int, segment: Segment) -> Segment:
 
 
 def _variant(
-    entry: Mapping[str, Any], segments: Sequence[Segment], variables: Sequence[Variables], *, relative: bool
+    entry: Mapping[str, Any], segments: _Made[Segment], variables: Sequence[Variables], *, relative: bool, file: str
 ) -> Variant:
     kinds = tuple(entry["kinds"])
     names = (None, *kinds)
+
+    def regime(row: Any) -> Regime:
+        stages, places = row
+        by_place = {
+            Place(part, names[kind + 1], ends): _from(part if relative else 0, segments[segment])
+            for part, kind, ends, segment in places
+        }
+        return Regime(tuple((stage, parts) for stage, parts in stages), by_place)
+
     return Variant(
         kernel=entry["kernel"],
         options=entry["options"],
@@ -141,16 +196,7 @@ def _variant(
         singles=entry["singles"],
         least_tokens=entry["least_tokens"],
         variables={kind or "": variables[row] for kind, row in zip(names, entry["variables"], strict=True)},
-        regimes={
-            name: Regime(
-                tuple((stage, parts) for stage, parts in stages),
-                {
-                    Place(part, names[kind + 1], ends): _from(part if relative else 0, segments[segment])
-                    for part, kind, ends, segment in places
-                },
-            )
-            for name, (stages, places) in entry["regimes"].items()
-        },
+        regimes=_Regimes(entry["regimes"], regime, file),
     )
 
 
