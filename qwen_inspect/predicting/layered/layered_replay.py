@@ -78,7 +78,9 @@ class _Replayed:
         self.peak_piece = self.peak_request = self.peak_step = 0
         self.programs: dict[tuple[int, tuple[int, ...]], Program] = {}
         self.located: dict[tuple[int, ...], _Located] = {}
-        self.blocks: dict[Target, _Block] = {}  # of what is alive
+        self.blocks: dict[Target, _Block] = {}  # of what is alive and was not loaded
+        self.before_peak: list[Target] = []  # what was alive when its piece began
+        self.kept: dict[Target, Target] = {}  # of parts of a cache that does not grow, those that they still are
         self.grown_at: list[int] = []  # steps of the growth
 
     def replay(self) -> None:
@@ -90,6 +92,7 @@ class _Replayed:
                 self._play(number, piece)
 
     def _play(self, number: int, piece: Piece) -> None:
+        before = [*self.blocks]
         targets = [self.blocks.pop(target) for target in piece.targets]
         pools = tuple([NO_POOL if not entry else int(entry > LARGEST_SMALL) for entry, _ in targets])
         program = self.programs.get((id(piece.doing), pools))
@@ -106,16 +109,23 @@ class _Replayed:
         if self.allocated + located.most_bytes > self.most:
             self.most, self.at_peak = self.allocated + located.most_bytes, self.rounding + located.rounding_bytes
             self.peak_piece, self.peak_request, self.peak_step = number, located.request, 0
+            self.before_peak = before
         self.allocated += located.end_bytes
         self.rounding += located.end_rounding_bytes
-        for request in program.outliving:
+        for request in program.outliving if number else ():
             self.blocks[Target(number, request)] = _Block(blocks[request], program.requested[request])
 
     def _grow(self, growth: _Growth) -> None:
         """As `on_device.growing`, whose steps are all alike but for sizes."""
-        held, requested = map(list, zip(*map(self.blocks.pop, growth.olds), strict=True))
-        if not all(held):
+        if not all(self.blocks[old].entry for old in growth.olds):
             raise NotLayered
+        if not self.steps:  # no token is added before the last one
+            self.kept = dict(zip(growth.news, growth.olds, strict=True))
+            news = dict(zip(growth.olds, growth.news, strict=True))
+            self.blocks = {news.get(target, target): block for target, block in self.blocks.items()}
+            return
+        alive = [*self.blocks]
+        held, requested = map(list, zip(*map(self.blocks.pop, growth.olds), strict=True))
         ends = self._ends(growth)
         held_bytes = sum([entry >> ADDRESS_BITS for entry in held])
         for step in range(1, GROWTHS + 1):
@@ -127,16 +137,21 @@ class _Replayed:
             before, requested = requested, list(map(by_ends.__getitem__, ends))
             olds_bytes, held_bytes = held_bytes, sum([entry >> ADDRESS_BITS for entry in held])
             if self.allocated + held_bytes > self.most:  # never is more than this allocated
-                self._find_most(growth.begin, step, (held, requested), (olds, before))
+                self._find_most(growth.begin, step, (held, requested), (olds, before), alive)
             self.allocated += held_bytes - olds_bytes
             self.rounding += held_bytes - sum(requested) - olds_bytes + sum(before)
             self.grown_at.append(step)
         self.blocks.update(zip(growth.news, map(_Block, held, requested), strict=True))
 
     def _find_most(
-        self, piece: int, step: int, new: tuple[list[int], list[int]], old: tuple[list[int], list[int]]
+        self,
+        piece: int,
+        step: int,
+        new: tuple[list[int], list[int]],
+        old: tuple[list[int], list[int]],
+        alive: list[Target],
     ) -> None:
-        """The peak in a step of the growth; new, old: each part's block, and bytes as requested."""
+        """The peak in a step of the growth; new, old: each part's block, and bytes as requested. alive: before the growth."""
         allocated, rounding = self.allocated, self.rounding
         for part, (block, requested, old_block, old_requested) in enumerate(zip(*new, *old, strict=True)):
             size = block >> ADDRESS_BITS
@@ -145,6 +160,7 @@ class _Replayed:
             if allocated > self.most:
                 self.most, self.at_peak = allocated, rounding
                 self.peak_piece, self.peak_request, self.peak_step = piece, part, step
+                self.before_peak = alive
             old_size = old_block >> ADDRESS_BITS
             allocated -= old_size
             rounding -= old_size - old_requested
@@ -163,49 +179,34 @@ class _Replayed:
 
     def peak(self) -> LayeredPeak:
         uses: dict[int, str] = {}
+        storages = {whole.id: count for whole, count in self._loaded()}
+        loaded = [whole for whole, _ in self._loaded()]
         return LayeredPeak(
             stage=[name for name, first in self.run.stages if first <= self.peak_piece][-1],
-            at_peak=self._alive(self.peak_piece, uses),
-            at_end=self._alive(None, uses),
+            at_peak=self._at_peak(loaded, uses),
+            at_end=[*loaded, *[self._allocated(target, uses) for target in self.blocks]],
             uses=uses,
-            storages={whole.id: count for whole, count in self._loaded()},
+            storages=storages,
             rounding_bytes=self.at_peak,
             end_rounding_bytes=self.rounding,
             reserved_bytes=self.allocator.reserved_bytes,
         )
 
-    def _alive(self, last: int | None, uses: dict[int, str]) -> list[Allocate]:
-        """At the peak, which is in the piece of number `last`, or at the end if that is None. Adds their uses."""
-        growth, pieces = self.growth, self.run.pieces
-        alive: dict[Hashable, Allocate] = {}
-        left: dict[int, list[int]] = {}  # by doing
-        for number, piece in enumerate(pieces):
-            doing = piece.doing
-            if growth is not None and number == growth.begin:
-                is_peak = number == last and self.peak_step > 0
-                self._add_grown(growth, alive, uses, self.peak_request if is_peak else None)
-                if is_peak:
-                    break
-            if growth is not None and growth.begin <= number < growth.end:
-                continue
-            if number == last:
-                for entry in doing.order[: doing.order.index(self.peak_request) + 1]:
-                    if entry >= 0:
-                        alive[Target(number, entry)] = self._allocated(Target(number, entry), uses)
-                    else:
-                        del alive[piece.targets[OTHER - entry] if entry <= OTHER else Target(number, -1 - entry)]
-                break
-            if number == 0:
-                alive |= {whole.id: whole for whole, _ in self._loaded()}
-                continue
-            if id(doing) not in left:
-                freed = {-1 - entry for entry in doing.order if entry < 0}
-                left[id(doing)] = [entry for entry in doing.order if entry >= 0 and entry not in freed]
-            for target in piece.targets:
-                del alive[target]
-            for entry in left[id(doing)]:
+    def _at_peak(self, loaded: Sequence[Allocate], uses: dict[int, str]) -> list[Allocate]:
+        """What is alive then; adds their uses."""
+        number, piece = self.peak_piece, self.run.pieces[self.peak_piece]
+        alive: dict[Hashable, Allocate] = {target: self._allocated(target, uses) for target in self.before_peak}
+        if self.peak_step:
+            assert self.growth is not None
+            self._add_grown(self.growth, alive, uses, self.peak_request)
+            return [*loaded, *alive.values()]
+        order = piece.doing.order[: piece.doing.order.index(self.peak_request) + 1]
+        for entry in order:
+            if entry >= 0:
                 alive[Target(number, entry)] = self._allocated(Target(number, entry), uses)
-        return [*alive.values()]
+            else:
+                del alive[piece.targets[OTHER - entry] if entry <= OTHER else Target(number, -1 - entry)]
+        return [*(loaded if number else ()), *alive.values()]
 
     def _loaded(self) -> list[tuple[Allocate, int]]:
         """What is loaded and never freed, as one for each operator; and how many that are."""
@@ -218,26 +219,17 @@ class _Replayed:
             whole.append((Allocate(-1 - number, sum(sizes), "", operator), len(sizes)))
         return whole
 
-    def _add_grown(
-        self, growth: _Growth, alive: dict[Hashable, Allocate], uses: dict[int, str], part: int | None
-    ) -> None:
-        """Adds the cache as it is behind its growth, or when this part of it was made at the peak."""
-        steps = self.grown_at if part is None else [step for step in self.grown_at if step <= self.peak_step]
-        if not steps:  # no token was added before the last one
-            renamed: dict[Hashable, Hashable] = dict(zip(growth.olds, growth.news, strict=True))
-            held = {renamed.get(target, target): request for target, request in alive.items()}
-            alive.clear()
-            alive.update(held)
-            return
+    def _add_grown(self, growth: _Growth, alive: dict[Hashable, Allocate], uses: dict[int, str], part: int) -> None:
+        """Adds the cache as it is when this part of it was made at the peak."""
+        steps = [step for step in self.grown_at if step <= self.peak_step]
         parts = len(growth.olds)
-        gone = parts if part is None or len(steps) > 1 else part
-        for old in growth.olds[:gone]:
+        for old in growth.olds[: parts if len(steps) > 1 else part]:
             del alive[old]
         ends = self._ends(growth)
-        if part is not None and len(steps) > 1:
+        if len(steps) > 1:
             for number in range(part, parts):
                 alive["before", number] = self._grown(growth.news[number], ends[number], steps[-2], uses)
-        for number in range(parts if part is None else part + 1):
+        for number in range(part + 1):
             alive[growth.news[number]] = self._grown(growth.news[number], ends[number], steps[-1], uses)
 
     def _grown(self, target: Target, ends: tuple[int, int], step: int, uses: dict[int, str]) -> Allocate:
@@ -246,6 +238,7 @@ class _Replayed:
         return whole._replace(id=identity, size_bytes=grown_bytes(*ends, self.steps, step))
 
     def _allocated(self, target: Target, uses: dict[int, str]) -> Allocate:
+        target = self.kept.get(target, target)
         piece, made = self.run.pieces[target.piece], self._made(target)
         identity = target.piece * PIECE_IDS + target.number
         if made.use:
