@@ -22,7 +22,7 @@ from ..values import dataclass, field, replace
 from .allocation.on_device import PARAMETER
 from .allocation.workspaces import has_cudnn_attention
 from .families.family_file import read, shipped
-from .families.family_trace import Composed, FamilyTrace, Loaded, loaded_bytes_of, loaded_of
+from .families.family_trace import Composed, FamilyTrace, Loaded, buffers_bytes_of, loaded_bytes_of, loaded_of
 from .footprint import traced_footprint
 from .traces.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .traces.outline import Outline, options_of, outline_of
@@ -293,9 +293,10 @@ def layered_run(report: Report, run: Run) -> LayeredRun | None:
         return None
     from .layered.layered_run import Made, NotLayered, on_device
 
-    loaded = [Made(*request) for request in loaded_bytes_of(report.tree)]
-    if quantised is not None:
-        buffers = [request for request in loaded if request.operator != PARAMETER]
+    if quantised is None:
+        loaded = [Made(*request) for request in loaded_bytes_of(report.tree)]
+    else:
+        buffers = [Made(*request) for request in buffers_bytes_of(report.tree)]
         loaded = [*(Made(size_bytes, "", PARAMETER) for size_bytes in packed_bytes), *buffers]
     options = options_of(report.config or {}, family.defaults)
     try:

@@ -61,6 +61,8 @@ class Packing:
     def _loaded_bytes(self, tensor: Tensor) -> list[int]:
         matrices = self._each_kind(tensor)
         sizes = [[part.size_bytes for part, role in self._stored(matrix) if role != "notes"] for matrix in matrices]
+        if len(tensor.shape) != 3 and (self.fused or not any(matrix.name in self.experts for matrix in matrices)):
+            return [size for of_matrix in sizes for size in of_matrix]
         are_alike = bool(sizes) and all(size == sizes[0] for size in sizes)  # so that their order does not matter
         if self.fused or not are_alike or not all(matrix.name in self.experts for matrix in matrices):
             return [part.size_bytes for part in self.loaded(tensor)]

@@ -37,11 +37,8 @@ def packed_tree(tree: Module, packing: Packing) -> Module:
 
 
 def _packed_module(module: Module, prefix: str, packing: Packing) -> Module:
-    packed_bytes = None
-    full = [Tensor(f"{prefix}.{tensor.name}", tensor.shape, tensor.dtype, tensor.file) for tensor in module.tensors]
-    if any(packing.quantises(tensor) for tensor in full):
-        packed_bytes = sum(size_bytes for tensor in full for size_bytes in packing.loaded_bytes(tensor))
-    elif not module.children:
+    packed_bytes = _packed_bytes(module, prefix, packing)
+    if packed_bytes is None and not module.children:
         return module
     children = []
     for child in module.children:
@@ -49,11 +46,29 @@ def _packed_module(module: Module, prefix: str, packing: Packing) -> Module:
             children.append(_packed_module(child, f"{prefix}.{child.name}" if prefix else child.name, packing))
             continue
         names = [str(int(child.name) + index) for index in range(child.repeats)]
-        packed = [_packed_module(child, f"{prefix}.{name}" if prefix else name, packing) for name in names]
-        for alike, run in groupby(zip(packed, names, strict=True), key=lambda sibling: sibling[0]):
+        sizes = [[*_each_packed_bytes(child, f"{prefix}.{name}" if prefix else name, packing)] for name in names]
+        for _, run in groupby(zip(sizes, names, strict=True), key=lambda sibling: sibling[0]):
             equal = [name for _, name in run]
+            alike = _packed_module(child, f"{prefix}.{equal[0]}" if prefix else equal[0], packing)
             children.append(replace(alike, name=equal[0], repeats=len(equal)))
     return replace(module, packed_bytes=packed_bytes, children=tuple(children))
+
+
+def _each_packed_bytes(module: Module, prefix: str, packing: Packing) -> Iterator[int | None]:
+    """`_packed_bytes` of the module and of all below it, which tell equal siblings."""
+    yield _packed_bytes(module, prefix, packing)
+    for child in module.children:
+        for index in range(child.repeats):
+            name = child.name if child.repeats == 1 else str(int(child.name) + index)
+            yield from _each_packed_bytes(child, f"{prefix}.{name}" if prefix else name, packing)
+
+
+def _packed_bytes(module: Module, prefix: str, packing: Packing) -> int | None:
+    """Bytes of the module's own tensors as stored; None if none of them is quantised."""
+    full = [Tensor(f"{prefix}.{tensor.name}", tensor.shape, tensor.dtype, tensor.file) for tensor in module.tensors]
+    if not any(packing.quantises(tensor) for tensor in full):
+        return None
+    return sum(size_bytes for tensor in full for size_bytes in packing.loaded_bytes(tensor))
 
 
 def weights_of(tree: Module, packed: Module, quantisation: Quantisation, packing: Packing) -> QuantisedWeights:

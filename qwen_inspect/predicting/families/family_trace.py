@@ -11,6 +11,7 @@ from itertools import chain, combinations_with_replacement, product
 from math import gcd, prod
 from operator import mod
 
+from ...checkpoint import Tensor
 from ...spec import Module, each_buffer, each_tensor
 from ...typed import TYPE_CHECKING, Any, NamedTuple
 from ...values import dataclass, replace
@@ -267,10 +268,18 @@ def loaded_of(tree: Module) -> Loaded:
 
 def loaded_bytes_of(tree: Module) -> Iterator[tuple[int, str, str]]:
     """The same in bytes."""
-    for operator, tensors in ((PARAMETER, each_tensor(tree)), (BUFFER, each_buffer(tree))):
-        for tensor in tensors:
-            if size_bytes := tensor.size_bytes:
-                yield size_bytes, tensor.name.rpartition(".")[0] or tree.class_name, operator
+    return chain(_bytes_of(each_tensor(tree), tree, PARAMETER), buffers_bytes_of(tree))
+
+
+def buffers_bytes_of(tree: Module) -> Iterator[tuple[int, str, str]]:
+    """The buffers of these."""
+    return _bytes_of(each_buffer(tree), tree, BUFFER)
+
+
+def _bytes_of(tensors: Iterable[Tensor], tree: Module, operator: str) -> Iterator[tuple[int, str, str]]:
+    for tensor in tensors:
+        if size_bytes := tensor.size_bytes:
+            yield size_bytes, tensor.name.rpartition(".")[0] or tree.class_name, operator
 
 
 class Composed(NamedTuple):
