@@ -53,12 +53,13 @@ class Stretch:
 class Program:
     """What pieces do whose targets are in the same pools. orders: the entries in the small pool, in the large one, and in both.
     stretches: of each of the first two. outliving: the requests that are left. wanted: bytes of each request's block, then 0 for
-    each target."""
+    each target. fits: of each of these, once it is played."""
 
-    __slots__ = ("orders", "outliving", "requested", "stretches", "wanted")
+    __slots__ = ("fits", "orders", "outliving", "requested", "stretches", "wanted")
 
     def __init__(self, doing: Doing, target_pools: Sequence[int], settings: Settings) -> None:
         requests = len(doing.requests)
+        self.fits: list[_Fit] = []
         self.requested = [request.size_bytes for request in doing.requests]
         by_size = {size: settings.block_bytes(size) if size else 0 for size in set(self.requested)}
         self.wanted = [*map(by_size.__getitem__, self.requested), *[0] * len(target_pools)]
@@ -127,7 +128,8 @@ class Pools:
 
     def play(self, program: Program, blocks: list[int]) -> None:
         """blocks: of the program's requests, which are written, then of its targets."""
-        self._begin(program.wanted, blocks)
+        program.fits = program.fits or self._fits_of(program.wanted)
+        self._program, self._blocks = program.fits, blocks
         if not self.reserved_bytes:  # all that is loaded takes new segments
             self._play(program.orders[2])
             return
@@ -144,18 +146,18 @@ class Pools:
             blocks[:] = before
             self._play(program.orders[2])
 
-    def _begin(self, wanted: Sequence[int], blocks: list[int]) -> None:
+    def _fits_of(self, wanted: Sequence[int]) -> list[_Fit]:
         fits = self._fits
         for size in {*wanted}.difference(fits):
             free, rest = (self._large, SMALL_BYTES + 1) if size > SMALL_BYTES else (self._small, ROUNDING_BYTES)
             segment = self.settings.segment_bytes(size)
             fits[size] = _Fit(size, size << ADDRESS_BITS, free, rest << ADDRESS_BITS, segment)
-        self._program, self._blocks = list(map(fits.__getitem__, wanted)), blocks
+        return list(map(fits.__getitem__, wanted))
 
     def grow(self, wanted: Sequence[int], olds: list[int]) -> list[int]:
         """Takes a block of so many bytes instead of each old one, one after the other; returns the new ones."""
-        self._begin([*wanted, *[0] * len(olds)], [*[0] * len(wanted), *olds])
         count = len(olds)
+        self._program, self._blocks = self._fits_of(wanted), [*[0] * count, *olds]
         self._play([entry for number in range(count) for entry in (number, -1 - count - number)])
         return self._blocks[:count]
 
