@@ -42,20 +42,22 @@ def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Expl
     before = {new.id: old.id for old, new in leap(timeline)}
 
     sizes: dict[object, RequestSize] = {}
+    allocated = kept.allocations
 
     def size_of(event: Allocate) -> RequestSize:
-        growth, last = divmod(event.id, GROWN_IDS)
+        identity = event[0]
+        if identity < SORTED_IDS and identity not in before:  # most are
+            coefficients = allocated[identity][0]
+            # A size is needed many times, and is costly to make.
+            return sizes.get(coefficients) or sizes.setdefault(coefficients, RequestSize(coefficients))
+        growth, last = divmod(identity, GROWN_IDS)
         if last >= OWN_IDS:
             return _constant(event)
         if last >= SORTED_IDS:
             number, is_scratch = divmod(last - SORTED_IDS, 2)
             keys = kept.allocations[number][0]
             return RequestSize(_sort_scratch(keys) if is_scratch else keys)
-        coefficients = kept.allocations[last][0]
-        # A size is needed many times, and is costly to make.
-        if last not in before:
-            return sizes.get(coefficients) or sizes.setdefault(coefficients, RequestSize(coefficients))
-        grown = coefficients, kept.allocations[before[last]][0], growth or GROWTHS
+        grown = allocated[last][0], allocated[before[last]][0], growth or GROWTHS
         return sizes.get(grown) or sizes.setdefault(grown, RequestSize(grown[0], before=grown[1], growth=grown[2]))
 
     exploration = _exploration(
@@ -212,17 +214,25 @@ def _exploration(
 ) -> Exploration:
     sizes: dict[RequestSize, int] = {}
     terms: dict[str, int] = {}
+    term_numbers: dict[str, int] = {}  # by use
+    size_numbers: dict[int, int] = {}  # by the size's id: equal sizes are mostly one, and costly to compare
+    made: list[RequestSize] = []  # so that no id is taken twice
     numbers: dict[int, int] = {}
     requests: list[tuple[int, int]] = []
     order: list[int] = []
     for event in events:
-        if isinstance(event, Allocate):
-            term = term_of(use(event))
-            numbers[event.id] = len(requests)
-            requests.append((sizes.setdefault(size_of(event), len(sizes)), terms.setdefault(term, len(terms))))
-            order.append(numbers[event.id])
-        else:
-            order.append(-1 - numbers[event.id])
+        if len(event) == 1:  # a `Free`
+            order.append(-1 - numbers[event[0]])
+            continue
+        used, size = use(event), size_of(event)
+        if (term := term_numbers.get(used)) is None:
+            term = term_numbers[used] = terms.setdefault(term_of(used), len(terms))
+        if (number := size_numbers.get(id(size))) is None:
+            number = size_numbers[id(size)] = sizes.setdefault(size, len(sizes))
+            made.append(size)
+        numbers[event[0]] = len(requests)
+        order.append(len(requests))
+        requests.append((number, term))
     return Exploration(
         method=method,
         terms=tuple(terms),

@@ -16,6 +16,7 @@ from ...predicting.sources import (
     chunk_of,
     family_trace,
     installed,
+    layered_run,
     outline_in,
     traced_along,
     with_kernel,
@@ -146,6 +147,10 @@ class TransformersDemand(Demand):
             return replace(required, context_low_bytes=low, context_high_bytes=high)
         if run.mode == "train":
             return self._trained_like(other) if is_same and self.report is other.report else self._required
+        if (
+            quantised is None
+        ):  # of other kernels, which a prediction replays once and a search would have to put together
+            return self._required
         is_composed = other.traced is not None or other._composed(run.batch, run.prompt_tokens) is not None
         exploration = other._explored(other.run if is_same else run) if is_composed else None
         if exploration is None:
@@ -245,6 +250,8 @@ class TransformersDemand(Demand):
             return True
         if self._is_chunked or (self._requested.peak_range is not None and self.report.known.spec.built):
             return False
+        if self._requested.method == "trace" and layered_run(self.report, self.run) is not None:
+            return True  # what comes in pieces is composed too
         return self._traced_at(self.run.batch, self.run.prompt_tokens) is not None
 
     @property
@@ -274,10 +281,18 @@ class TransformersDemand(Demand):
         )
 
     def held_bytes(self, batch: int, context_tokens: int) -> int:
+        if (known := self._predicted_bytes(batch, context_tokens)) is not None:
+            return known
         traced = self._traced_at(batch, context_tokens) or self._folded_at(batch, context_tokens)
         if traced is None:
             return self.requirement(batch, context_tokens).held_bytes
         return traced.held_bytes(self._point(batch, context_tokens))
+
+    def _predicted_bytes(self, batch: int, context_tokens: int) -> int | None:
+        """`held_bytes` of a traced run that is predicted already; None of any other."""
+        memory = self._predicted.get((batch, context_tokens))
+        is_known = memory is not None and memory.predicted.method == "trace"
+        return self.requirement(batch, context_tokens).held_bytes if is_known else None
 
     def _folded_at(self, batch: int, context_tokens: int) -> FoldedRun | None:
         """A folded run that covers this workload; None if there is none, or if the workload is predicted already."""
@@ -286,7 +301,13 @@ class TransformersDemand(Demand):
         return self._folded.get(self._regime(self._point(batch, context_tokens)))
 
     def fits(self, batch: int, context_tokens: int, room_bytes: int) -> bool | None:
-        if max(self.kept_bytes, self.least_bytes(batch, context_tokens)) > room_bytes:
+        if self.kept_bytes > room_bytes:
+            return False
+        if (known := self._predicted_bytes(batch, context_tokens)) is not None and known > room_bytes:
+            return False
+        if known is not None and self.requirement(batch, context_tokens).whole:
+            return True
+        if self.least_bytes(batch, context_tokens) > room_bytes:
             return False
         traced = self._traced_at(batch, context_tokens) or self._folded_at(batch, context_tokens)
         if traced is None:
