@@ -110,7 +110,7 @@ class TrainingExplored:
         if not missing:
             return self._exploration
         turned = self._turned.whole(missing)
-        requests = tuple([(size, term) for (size, term), *_ in turned.allocations])
+        requests = tuple([(size, term) for (size, term), _, _ in turned.allocations])
         return replace(self._exploration, requests=requests, order=turned.order)
 
     @cached_property
@@ -130,41 +130,48 @@ def _explored(kept: KeptTrace, run: Run) -> tuple[Exploration, KeptTrace]:
     scratch: dict[int, RequestSize] = {}
     whole = on_device(timeline, run)
     moved: list[int] = []  # the new index of each event
+    sizes_of: dict[object, RequestSize] = {}  # a size is needed many times, and is costly to make and to compare
     for event in whole.events:
         moved.append(len(events))
         events.append(event)
-        if isinstance(event, Allocate) and event.id in sums:
-            outputs, inputs, vectors = sums[event.id]
+        if len(event) > 1 and event[0] in sums:
+            assert isinstance(event, Allocate)
+            outputs, inputs, vectors = summed = sums[event.id]
             ids = [SUM_IDS + len(scratch), SUM_IDS + len(scratch) + 1]
             for part, identity in enumerate(ids):
-                scratch[identity] = SumScratch((0,), outputs=outputs, inputs=inputs, vectors=vectors, part=part)
+                key = *summed, part
+                if key not in sizes_of:
+                    sizes_of[key] = SumScratch((0,), outputs=outputs, inputs=inputs, vectors=vectors, part=part)
+                scratch[identity] = sizes_of[key]
                 events.append(event._replace(id=identity, operator=SUM_SCRATCH))
             events += map(Free, reversed(ids))
 
     def size_of(event: Allocate) -> RequestSize:
-        if event.id in scratch:
-            return scratch[event.id]
-        if event.id in buffers:
-            return LossRows((0,), row_bytes=kept.allocations[event.id][0][0], buffer=buffers[event.id])
-        if event.id >= OWN_IDS:
+        identity = event[0]
+        if identity < SORTED_IDS and identity not in buffers and event[3] != CUDNN_SCRATCH:  # most are
+            coefficients = kept.allocations[identity][0]
+            return sizes_of.get(coefficients) or sizes_of.setdefault(coefficients, RequestSize(coefficients))
+        if identity in scratch:
+            return scratch[identity]
+        if identity in buffers:
+            return LossRows((0,), row_bytes=kept.allocations[identity][0][0], buffer=buffers[identity])
+        if identity >= OWN_IDS:
             return _constant(event)
-        if event.id >= SORTED_IDS:
-            number, is_scratch = divmod(event.id - SORTED_IDS, 2)
+        if identity >= SORTED_IDS:
+            number, is_scratch = divmod(identity - SORTED_IDS, 2)
             keys = kept.allocations[number][0]
             return RequestSize(_sort_scratch(keys) if is_scratch else keys)
-        if event.operator != CUDNN_SCRATCH:
-            return RequestSize(kept.allocations[event.id][0])
         sizes = (kept.allocations[part.id][0] for part in parts_of[event.id] if isinstance(part, Allocate))
         constant, *others = map(sum, zip_longest(*sizes, fillvalue=0))
         return RequestSize((constant + CUDNN_BYTES, *others))
 
     explored = _exploration("trace", events, (), size_of, lambda event: use_of(event, uses), run, least_new_tokens=1)
-    made = (event for event in events if isinstance(event, Allocate))
+    made = [event for event in events if len(event) > 1]
     moved.append(len(events))
     return explored, KeptTrace(
         stages=tuple(replace(stage, first_event=moved[stage.first_event]) for stage in whole.stages),
         allocations=tuple(
-            (request, event.module, event.operator) for request, event in zip(explored.requests, made, strict=True)
+            (request, event[2], event[3]) for request, event in zip(explored.requests, made, strict=True)
         ),
         order=explored.order,
         made_by=kept.made_by,

@@ -115,10 +115,6 @@ class Record:
 
 def living(events: Iterable[Event]) -> tuple[Allocate, ...]:
     """The storages alive after `events`, in order of allocation."""
-    alive: dict[int, Allocate] = {}
-    for event in events:
-        if len(event) == 1:  # a `Free`, told from an `Allocate` in the quickest way: there are many
-            del alive[event[0]]
-        else:
-            alive[event[0]] = event
-    return tuple(alive.values())
+    events = tuple(events)
+    freed = {event[0] for event in events if len(event) == 1}  # a `Free`, told from an `Allocate` in the quickest way
+    return tuple([event for event in events if len(event) > 1 and event[0] not in freed])

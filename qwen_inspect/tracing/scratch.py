@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from itertools import count, pairwise
+from itertools import accumulate, count, pairwise
 
 from ..results.timeline import FLASH_SCRATCH, Allocate, ColumnSum, Event, Free, Stage, Timeline
 from ..typed import Any
@@ -95,7 +96,11 @@ def with_sums(timeline: Timeline, multiprocessors: int, threads: int) -> Timelin
             after[identity] = (*scratch, *(Free(event.id) for event in reversed(scratch)))
     return _changed(
         timeline,
-        {index: (event, *after[event.id]) for index, event in enumerate(timeline.events) if _begins(event, after)},
+        {
+            index: (event, *after[event[0]])
+            for index, event in enumerate(timeline.events)
+            if len(event) > 1 and event[0] in after
+        },
     )
 
 
@@ -105,10 +110,6 @@ def varies_by_card(timeline: Timeline) -> bool:
         sum_scratch(summed, ANY_MULTIPROCESSORS, ANY_THREADS) != sum_scratch(summed, 1 << 20, ANY_THREADS)
         for _, summed in timeline.sums
     )
-
-
-def _begins(event: Event, ids: Mapping[int, object]) -> bool:
-    return isinstance(event, Allocate) and event.id in ids
 
 
 def as_cudnn(timeline: Timeline) -> Timeline:
@@ -121,7 +122,7 @@ def as_cudnn(timeline: Timeline) -> Timeline:
     """
     changed: dict[int, tuple[Event, ...]] = {}
     ids = count(CUDNN_IDS)
-    freed = {event.id: index for index, event in enumerate(timeline.events) if isinstance(event, Free)}
+    freed = {event[0]: index for index, event in enumerate(timeline.events) if len(event) == 1}
     for index, log_sum_exp in log_sum_exps(timeline):
         dropout = [Allocate(next(ids), 8, log_sum_exp.module, CUDNN_DROPOUT) for _ in ("seed", "offset")]
         scratch = Allocate(next(ids), CUDNN_BYTES, log_sum_exp.module, CUDNN_SCRATCH)
@@ -141,12 +142,8 @@ def as_cudnn(timeline: Timeline) -> Timeline:
 def log_sum_exps(timeline: Timeline) -> Iterator[tuple[int, Allocate]]:
     """(event index, allocation) of each log-sum-exp, which attention allocates right after its output."""
     for index, (output, event) in enumerate(pairwise(timeline.events), 1):
-        if (
-            isinstance(event, Allocate)
-            and isinstance(output, Allocate)
-            and event.operator == output.operator == FLASH_ATTENTION
-            and event.module == output.module
-        ):
+        if len(event) > 1 and event[3] == FLASH_ATTENTION and len(output) > 1 and event[2:] == output[2:]:
+            assert isinstance(event, Allocate)
             yield index, event
 
 
@@ -155,10 +152,10 @@ def attentions(events: tuple[Event, ...]) -> Iterator[list[tuple[int, Event]]]:
     alive: set[int] = set()
     parts: list[tuple[int, Event]] = []
     for index, event in enumerate(events):
-        if isinstance(event, Allocate) and event.operator == FLASH_SCRATCH:
-            alive.add(event.id)
-        elif event.id in alive:
-            alive.discard(event.id)
+        if len(event) > 1 and event[3] == FLASH_SCRATCH:
+            alive.add(event[0])
+        elif event[0] in alive:
+            alive.discard(event[0])
         else:
             continue
         parts.append((index, event))
@@ -170,10 +167,16 @@ def attentions(events: tuple[Event, ...]) -> Iterator[list[tuple[int, Event]]]:
 def _changed(timeline: Timeline, changed: Mapping[int, tuple[Event, ...]]) -> Timeline:
     """The run with the events at some indices replaced."""
     events: list[Event] = []
-    at = []
-    for index, event in enumerate(timeline.events):
-        at.append(len(events))
-        events += changed.get(index, (event,))
-    at.append(len(events))
-    stages = tuple(Stage(name=stage.name, first_event=at[stage.first_event]) for stage in timeline.stages)
+    at = 0
+    indices = sorted(changed)
+    added = [0, *accumulate(len(changed[index]) - 1 for index in indices)]  # before each of the indices, and after all
+    for index in indices:
+        events += timeline.events[at:index]
+        events += changed[index]
+        at = index + 1
+    events += timeline.events[at:]
+    stages = tuple(
+        Stage(name=stage.name, first_event=stage.first_event + added[bisect_left(indices, stage.first_event)])
+        for stage in timeline.stages
+    )
     return replace(timeline, events=tuple(events), stages=stages)

@@ -147,12 +147,10 @@ class TransformersDemand(Demand):
             return replace(required, context_low_bytes=low, context_high_bytes=high)
         if run.mode == "train":
             return self._trained_like(other) if is_same and self.report is other.report else self._required
-        if (
-            quantised is None
-        ):  # of other kernels, which a prediction replays once and a search would have to put together
+        if quantised is None or not is_same:  # a prediction replays it once, and no search is made of it
             return self._required
         is_composed = other.traced is not None or other._composed(run.batch, run.prompt_tokens) is not None
-        exploration = other._explored(other.run if is_same else run) if is_composed else None
+        exploration = other._explored(other.run) if is_composed else None
         if exploration is None:
             return self._required
         scratch_bytes = None
@@ -305,7 +303,8 @@ class TransformersDemand(Demand):
             return False
         if (known := self._predicted_bytes(batch, context_tokens)) is not None and known > room_bytes:
             return False
-        if known is not None and self.requirement(batch, context_tokens).whole:
+        # A training run that fits is put together nevertheless: it tells at once which longer ones are far too long.
+        if known is not None and self.run.mode != "train" and self.requirement(batch, context_tokens).whole:
             return True
         if self.least_bytes(batch, context_tokens) > room_bytes:
             return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...results.timeline import Timeline
+from ...results.timeline import Timeline, operators_of
 from ...values import dataclass
 from ..traces.token_loops import REPEATED
 from .allocator import UNLIMITED_BYTES, Settings
@@ -21,31 +21,21 @@ class Peak:
 
 def quick_peak(timeline: Timeline, settings: Settings) -> Peak | None:
     """None for a run that allocates nothing, one whose sizes exceed the address space, and one with its peak in folded turns."""
-    numbers: dict[int, int] = {}  # of the requests alive, by id
-    order: list[int] = []
-    size_of: list[int] = []  # its bytes, then the number of the distinct size
-    events: list[int] = []  # of each request
-    once: set[str] = set()  # operators of requests that stand for no others
-    for index, event in enumerate(timeline.events):
-        if len(event) == 1:  # a `Free`: events are many, and this is quicker than to ask for their type
-            number = numbers.pop(event[0])
-            if number >= 0:
-                order.append(-1 - number)
-            continue
-        identity, size_bytes, _, operator = event
-        if operator not in once:
-            if operator.endswith(REPEATED):
-                from .folded_replay import folded_peak  # few runs have such turns
+    if any(operator.endswith(REPEATED) for operator in operators_of(timeline.events)):
+        from .folded_replay import folded_peak  # few runs have such turns
 
-                return folded_peak(timeline, settings)
-            once.add(operator)
-        if size_bytes:
-            numbers[identity] = number = len(events)
-            events.append(index)
-            order.append(number)
-            size_of.append(size_bytes)
-        else:
-            numbers[identity] = -1
+        return folded_peak(timeline, settings)
+    # A `Free` is told from an `Allocate` in the quickest way: there are many.
+    events = [index for index, event in enumerate(timeline.events) if len(event) > 1 and event[1]]  # of each request
+    size_of = [
+        event[1] for event in timeline.events if len(event) > 1 and event[1]
+    ]  # bytes, then the distinct size's number
+    numbers = {timeline.events[event][0]: number for number, event in enumerate(events)}  # of the requests, by id
+    order = [
+        numbers[event[0]] if len(event) > 1 else ~numbers[event[0]]  # -1 - number
+        for event in timeline.events
+        if event[0] in numbers
+    ]
     kinds = {size: kind for kind, size in enumerate(dict.fromkeys(size_of))}
     size_of = list(map(kinds.__getitem__, size_of))
     sizes = list(kinds)

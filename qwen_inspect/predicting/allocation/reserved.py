@@ -340,18 +340,21 @@ class QuickAllocator:
         """Does what `Allocator.allocate` and `Allocator.free` do."""
         small, large, size_at, start_of = self._small, self._large, self._size_at, self._start_of
         blocks, addresses, sizes = self._blocks, self._addresses, self._sizes
+        take_size, take_start = size_at.pop, start_of.pop
         if self.reserved_bytes > most:
             return
         for entry in order:
             if entry >= 0:
                 size = blocks[entry]
                 # should_split, as in `Allocator`
-                free, smallest_rest = (large, SMALL_BYTES + 1) if size > SMALL_BYTES else (small, ROUNDING_BYTES)
+                if size > SMALL_BYTES:
+                    free, smallest_rest = large, SMALL_BYTES + 1
+                else:
+                    free, smallest_rest = small, ROUNDING_BYTES
                 index = bisect_left(free, size << ADDRESS_BITS)
                 if index < len(free):
-                    best_fit = free.pop(index)
-                    start, whole = best_fit & ADDRESS, best_fit >> ADDRESS_BITS
-                    del size_at[start]
+                    start = free.pop(index) & ADDRESS
+                    whole = take_size(start)
                 else:
                     whole = self._segments[size]
                     start = segment_address(self._driver.place(whole))
@@ -359,32 +362,32 @@ class QuickAllocator:
                     self.reserved_bytes += whole
                     if self.reserved_bytes > most:
                         return
+                addresses[entry] = start
                 rest = whole - size
                 if rest >= smallest_rest:
-                    after = start + size
-                    size_at[after] = rest
-                    start_of[start + whole] = after
-                    insort(free, rest << ADDRESS_BITS | after)
+                    end = start + whole
+                    start += size
+                    size_at[start], start_of[end] = rest, start
+                    insort(free, rest << ADDRESS_BITS | start)
                 else:
-                    start_of.pop(start + whole, None)
+                    take_start(start + whole, None)
                     sizes[entry] = whole
-                addresses[entry] = start
             else:
-                size = sizes[-1 - entry]
+                entry = ~entry  # -1 - entry
+                start, size = addresses[entry], sizes[entry]
                 free = large if size > SMALL_BYTES else small
-                start = addresses[-1 - entry]
                 end = start + size
-                after_bytes = size_at.pop(end, 0)
+                after_bytes = take_size(end, 0)
                 if after_bytes:
                     del free[bisect_left(free, after_bytes << ADDRESS_BITS | end)]
                     end += after_bytes
-                before = start_of.pop(start, None)
+                before = take_start(start, None)
                 if before is not None:
                     del free[bisect_left(free, (start - before) << ADDRESS_BITS | before)]
                     start = before
-                size_at[start] = end - start
+                size_at[start] = size = end - start
                 start_of[end] = start
-                insort(free, (end - start) << ADDRESS_BITS | start)
+                insort(free, size << ADDRESS_BITS | start)
 
 
 class _Loader(QuickAllocator):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...results.timeline import ADAPTER, GATHERED, Allocate, Free, Timeline, living
+from ...results.timeline import ADAPTER, GATHERED, Allocate, Free, Timeline
 from .on_device import BUFFER, GROWN_IDS, PARAMETER, WORKSPACE
 
 LINEAR = "linear_attn"  # the module of linear attention in a layer
@@ -69,21 +69,22 @@ def _training_ids(timeline: Timeline) -> dict[int, str]:
     """
     if not any(stage.name == "backward" for stage in timeline.stages):
         return {}
+    events = timeline.events
+    freed = {event[0]: index for index, event in enumerate(events) if len(event) == 1}
     uses = {
-        allocation.id: "optimizer"
-        for allocation in living(timeline.events)
-        if allocation.module == "optimizer" and allocation.operator != NORM
+        event[0]: "optimizer"
+        for event in events
+        if len(event) > 1 and event[2] == "optimizer" and event[3] != NORM and event[0] not in freed
     }
-    bounds = [*(stage.first_event for stage in timeline.stages), len(timeline.events)]
+    bounds = [*(stage.first_event for stage in timeline.stages), len(events)]
     for stage, end in zip(timeline.stages, bounds[1:], strict=True):
         if stage.name == "backward":
-            backward_ids = {
-                event.id for event in timeline.events[stage.first_event : end] if isinstance(event, Allocate)
-            }
+            alive = [event for event in events[:end] if len(event) > 1 and freed.get(event[0], end) >= end]
+            backward_ids = {event[0] for event in events[stage.first_event : end]}
             uses |= {
-                allocation.id: "gradients"
-                for allocation in living(timeline.events[:end])
-                if allocation.id in backward_ids or _is_heads_gradient(allocation)
+                event.id: "gradients"
+                for event in alive
+                if isinstance(event, Allocate) and (event.id in backward_ids or _is_heads_gradient(event))
             }
     return uses
 

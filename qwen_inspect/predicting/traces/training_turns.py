@@ -103,14 +103,15 @@ def loops_of(trace: KeptTrace, modules: Set[str]) -> Iterator[Loop]:
     kinds: dict[object, int] = {}  # of requests that differ in nothing that is known of them
     sums = {entry: summed for entry, *summed in trace.sums}
     kind_of = [
-        kinds.setdefault((*request, *map(tuple, sums.get(entry, ()))), len(kinds))
+        kinds.setdefault((*request, *map(tuple, sums[entry])) if entry in sums else request, len(kinds))
         for entry, request in enumerate(trace.allocations)
     ]
     looped = {kind_of[entry] for entry, (_, module, _) in enumerate(trace.allocations) if module in modules}
+    begins = {chr(2 * kind + is_made) for kind in looped for is_made in (0, 1)}
     alike = "".join([chr(2 * kind_of[entry] + 1 if entry >= 0 else 2 * kind_of[-1 - entry]) for entry in trace.order])
     at = 0
     while at < len(alike):
-        events = events_of_a_turn(alike, at, MOST_EVENTS) if ord(alike[at]) // 2 in looped else None
+        events = events_of_a_turn(alike, at, MOST_EVENTS) if alike[at] in begins else None
         if events is None:
             at += 1
             continue
@@ -193,22 +194,24 @@ class Turned:
         """The index of an event between loops in the whole run."""
         return event + sum(self._missing * loop.events for loop in self._loops if loop.end <= event)
 
-    def _turn(self, loop: int, turn: int, entries: Sequence[int], *, is_new: bool) -> Iterator[int]:
+    def _turn(self, loop: int, turn: int, entries: Sequence[int], *, is_new: bool) -> list[int]:
         """entries: of the trace's turn that this one is like."""
-        rules = self._rules[loop]
+        rules, made, missing = self._rules[loop], self._made, self._missing
+        allocations, order = self._allocations, list[int]()
         for place, entry in enumerate(entries):
             if entry >= 0:
                 request = entry
                 if is_new:
-                    request = len(self._allocations)
-                    self._allocations.append(self._trace.allocations[entry])
+                    request = len(allocations)
+                    allocations.append(allocations[entry])
                     self._copies[entry].append(request)
-                self._made[loop, turn, place] = request
-                yield request
+                made[loop, turn, place] = request
+                order.append(request)
                 continue
-            rule = rules[place]
-            target = rule.turn + self._missing - turn if rule.mirrored else turn - rule.turn
-            yield -1 - self._request_at(rule.loop, target, rule.place)
+            number, there, freed, mirrored = rules[place]
+            target = freed + missing - turn if mirrored else turn - freed
+            order.append(-1 - self._request_at(number, target, there))
+        return order
 
     def _request_at(self, loop: int, turn: int, place: int) -> int:
         """The request of a turn, or what stands for it."""
@@ -259,16 +262,15 @@ class Turned:
 
     def _check(self, order: Sequence[int], made: Sequence[int]) -> None:
         """UnsupportedError unless each request is made once, and freed once and then, if the trace frees those like it."""
-        alive: set[int] = set()
-        for entry in order:
-            if entry >= 0 and entry not in alive:
-                alive.add(entry)
-            elif entry < 0 and -1 - entry in alive:
-                alive.remove(-1 - entry)
-            else:
-                raise UnsupportedError("trace_no_period")
+        made_at = {entry: index for index, entry in enumerate(order) if entry >= 0}
+        freed_at = {-1 - entry: index for index, entry in enumerate(order) if entry < 0}
+        late = len(order)
+        if len(made_at) + len(freed_at) < late or any(
+            made_at.get(entry, late) > index for entry, index in freed_at.items()
+        ):
+            raise UnsupportedError("trace_no_period")
         like = {copy: entry for entry, copies in self._copies.items() for copy in copies}
         freed = {-1 - entry for entry in self._trace.order if entry < 0}
         left = {like.get(entry, entry) for entry in made} - freed
-        if len({*made}) < len(made) or {like.get(entry, entry) for entry in alive} != left:
+        if {like.get(entry, entry) for entry in made_at.keys() - freed_at.keys()} != left:
             raise UnsupportedError("trace_no_period")
