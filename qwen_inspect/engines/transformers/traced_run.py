@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 
 from ...predicting.allocation.allocator import UNLIMITED_BYTES, Allocator, OutOfMemory
 from ...predicting.allocation.allocator_settings import read_settings
@@ -14,7 +14,7 @@ from ...predicting.allocation.replay import warm_up_bytes
 from ...predicting.allocation.reserved import QuickAllocator, Stream, after_loading, can_be_worked_out, stream_of
 from ...predicting.explore import LossRows, SumScratch
 from ...predicting.footprint import reserved_within
-from ...predicting.traces.kept_trace import KeptTrace, Point
+from ...predicting.traces.kept_trace import ChunkedPoint, Coefficients, KeptTrace, Point
 from ...predicting.traces.turns import missing_turns, with_turns
 from ...results.exploration import GROWTHS, Exploration, grown_bytes, grown_tokens
 from ...results.memory import Run
@@ -252,9 +252,27 @@ class FoldedRun:
     def __init__(self, trace: KeptTrace, run: Run) -> None:
         self._trace, self._run, self._steps = trace, run, Steps()
         self._reserved: dict[Point, tuple[int, bool]] = {}  # and whether that is all
+        self._peaks: set[Coefficients] = set()  # what is requested at events where a run that does not fit peaks
 
     def fits(self, point: Point, room_bytes: int) -> bool:
-        return self._reserved_bytes(point, room_bytes) <= room_bytes
+        monomials = ChunkedPoint.of(point, self._trace.chunk_tokens).monomials
+        if any(sum(map(int.__mul__, peak, monomials)) > room_bytes for peak in self._peaks):
+            return False
+        fits = self._reserved_bytes(point, room_bytes) <= room_bytes
+        if not fits:
+            self._peaks.add(self._requested_at_peak(monomials))
+        return fits
+
+    def _requested_at_peak(self, monomials: Sequence[int]) -> Coefficients:
+        """Summed coefficients of the requests alive when a run requests most: a lower bound for any other run too."""
+        polynomials = [polynomial for polynomial, *_ in self._trace.allocations]
+        by_polynomial = {polynomial: sum(map(int.__mul__, polynomial, monomials)) for polynomial in {*polynomials}}
+        sizes = [by_polynomial[polynomial] for polynomial in polynomials]
+        order = self._trace.order
+        requested = [*accumulate([sizes[entry] if entry >= 0 else -sizes[-1 - entry] for entry in order])]
+        until = order[: requested.index(max(requested)) + 1]
+        alive = {entry for entry in until if entry >= 0}.difference([-1 - entry for entry in until if entry < 0])
+        return tuple(map(sum, zip_longest(*(polynomials[entry] for entry in alive), fillvalue=0)))
 
     def held_bytes(self, point: Point) -> int:
         return self._reserved_bytes(point, UNLIMITED_BYTES)

@@ -109,17 +109,21 @@ def least_reserved(timeline: Timeline, settings: Settings) -> int:
     """A lower bound of the bytes that a run reserves: the most that is in use of each pool, since neither serves the other."""
     in_use, most = [0, 0], [0, 0]  # of the small pool, of the large
     sizes: dict[int, tuple[bool, int]] = {}
+    blocks = {
+        size: size and settings.block_bytes(size) for size in {event[1] for event in timeline.events if len(event) > 1}
+    }
     for index, event in enumerate(timeline.events):
         if isinstance(event, Free):
             is_large, size = sizes.pop(event.id)
             in_use[is_large] -= size
             continue
-        times, block = 1, event.size_bytes and settings.block_bytes(event.size_bytes)
+        times, block = 1, blocks[event.size_bytes]
         if event.operator.endswith(REPEATED) and (turn := Turn.ending_at(timeline.events, index)):
             times, block = turns_of(event, turn), settings.block_bytes(turn.output.size_bytes)
         is_large, size = sizes[event.id] = block > SMALL_BYTES, times * block
         in_use[is_large] += size
-        most[is_large] = max(most[is_large], in_use[is_large])
+        if in_use[is_large] > most[is_large]:
+            most[is_large] = in_use[is_large]
     return sum(most)
 
 
