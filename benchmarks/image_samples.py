@@ -20,20 +20,23 @@ from qwen_inspect.tracing.towers import ADDING, FULL
 IMAGES = ("one", "several", "batch")  # kinds of workloads
 # What families are learnt with too.
 MORE = {
+    "glm4v": ("batch of several", "one video", "several videos"),
+    "glm4v_moe": ("batch of several", "one video", "several videos"),
     "qwen2_5_vl": ("batch of several", "one video", "several videos"),
     "qwen2_vl": ("batch of several", "one video", "several videos"),
     "qwen3_vl": ("batch of several", "one video", "several videos"),
     "qwen3_vl_moe": ("batch of several", "one video", "several videos"),
 }
 # Whose videos' frames have runs of tokens, between timestamps.
-STAMPED = ("qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")
+STAMPED = ("glm4v", "glm4v_moe", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")
 WINDOW = 4  # rows and columns of merged tokens in a window
 LEAST = 2  # rows and columns of an image; a whole window of a tower that has them: of fewer, views need no copy
 
 
 def kinds_of(model_type: str) -> tuple[str, ...]:
     """Of images and sequences that make regimes of their own."""
-    if tower_in({"model_type": model_type}).sided:
+    tower = tower_in({"model_type": model_type})
+    if tower.sided and not tower.tiled:
         return ("one", "several")
     return IMAGES + MORE.get(model_type, ())
 
@@ -74,6 +77,12 @@ def _qwen(config: Mapping[str, Any], vision: dict[str, Any], kinds: Sequence[Any
         vision[ADDING] = [layer for layer, (_, adding) in enumerate(kinds) if adding is not None]
 
 
+def _glm(config: dict[str, Any], vision: dict[str, Any], kinds: Sequence[Any], random: Random) -> None:
+    """A table of positions for a square image of so many patches, which is interpolated."""
+    _qwen(config, vision, kinds, random)
+    vision["image_size"] = vision["patch_size"] * random.randint(5, 30) + random.randint(0, vision["patch_size"] - 1)
+
+
 def _vit(vision: dict[str, Any], kinds: Sequence[Any], random: Random) -> None:
     """Sizes that most towers have by these names."""
     heads = random.randint(2, 7)
@@ -100,6 +109,18 @@ def _mistral3(config: dict[str, Any], vision: dict[str, Any], kinds: Sequence[An
     vision["image_size"] = random.randint(600, 1600)
 
 
+def _llama4(config: dict[str, Any], vision: dict[str, Any], kinds: Sequence[Any], random: Random) -> None:
+    """Tiles of so many patches that half as many on each side are tokens."""
+    _vit(vision, kinds, random)
+    vision["image_size"] = vision["patch_size"] * 2 * random.randint(2, 5)
+    text = decoder_of(config)
+    assert isinstance(text, dict)
+    text["attention_chunk_size"] = 8 * random.randint(12, 75)  # about as long as prompts with some tiles
+    vision["intermediate_size"] = 4 * vision["hidden_size"]
+    width = 8 * random.randint(3, 19)
+    vision |= dict.fromkeys(("vision_output_dim", "projector_input_dim", "projector_output_dim"), width)
+
+
 def _whole_windows(config: dict[str, Any]) -> None:
     """A decoder's window as releases have it: rows of a mask that is as long need no padding."""
     text = decoder_of(config)
@@ -110,9 +131,15 @@ def _whole_windows(config: dict[str, Any]) -> None:
 # By family, what makes its tower random; Qwen's where there is none.
 TOWERS: Mapping[str, Callable[[dict[str, Any], dict[str, Any], Sequence[Any], Random], None]] = {
     "gemma3": _gemma3,
+    "glm4v": _glm,
+    "glm4v_moe": _glm,
+    "llama4": _llama4,
     "mistral3": _mistral3,
 }
-FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe", "gemma3", "mistral3")
+FAMILIES = (
+    *("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"),
+    *("gemma3", "mistral3", "glm4v"),
+)
 
 
 def image(rows: int, columns: int, vision: Mapping[str, Any], frames: int = 0, *, stamped: bool = False) -> Medium:
@@ -145,6 +172,10 @@ def images(
         return random.randint(max(least, WINDOW * (count - 1) + 1), WINDOW * count)
 
     known = tower_in(config)
+    if known.tiled:
+        side = vision["image_size"]
+        tiles = tuple(Typed(text="", width=side * columns, height=side * rows) for rows, columns in windows)
+        return media_of(config, {}, Request(typed=tiles))
     if known.sided:
         return media_of(config, {}, Request(typed=tuple(Typed(text="", width=64, height=48) for _ in windows)))
     if known.stacked:

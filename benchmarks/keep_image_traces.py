@@ -156,8 +156,9 @@ class Learner:
         random = Random(repr(seed))
         for _ in range(TRIES):
             config, report, design, media = self._seeing(windows, random, deep=deep)
+            longest = max((tokens for _, tokens in design.thresholds), default=0) if design.known.tiled else 0
             for _ in range(TRIES):
-                prompt_tokens = media.least_tokens + random.randint(1, 60)
+                prompt_tokens = media.least_tokens + random.randint(1, 60 + longest)
                 run = Run(
                     media=media,
                     batch=batch,
@@ -232,12 +233,16 @@ class Learner:
             if number < 2:
                 return [(1, number + 1, 2)] * (2 if kind == "several videos" else 1), 1
             return [(random.randint(1, 3), random.randint(1, 3), random.randint(2, 5)) for _ in range(videos)], 1
+        if known.sided and kind == "one":
+            return [(1, 1)], 1
         if number < 2 and kind == "one":
             return [(1, number + 1)], 1
         if number == 0 and (self.design.kernel or kind == BATCH_OF_SEVERAL):
             return [(1, 1)] * (2 if "several" in kind else 1), 2 if "batch" in kind else 1
         if number == 0 and kind == "several":
             return [(1, 3), (2, 3)], 1
+        if known.tiled and kind == "several":
+            return [(random.randint(1, 2), random.randint(2, 4)) for _ in range(random.randint(1, 3))], 1
         if known.sided and kind == "several":
             count, batch = random.choice([(1, 2), (2, 1), (1, 4), (3, 1), (2, 3), (3, 2)])
         else:
@@ -254,7 +259,7 @@ class Learner:
         windows, batch, others = (STACKED if known.stacked else BASES).get(kind, BASES[kind])
         if known.sided:  # whose images pass it together
             fewest = [(1, 1)] * (2 if kind == "several" else 1)
-            return self.sample("base", fewest, 1, grown, regime=regime)[0], {}
+            return self.sample("base", fewest, 2 if kind == "batch" else 1, grown, regime=regime)[0], {}
         axes = {"images", "frames", "narrow", *(["windows"] if self.design.window else [])}
 
         def sample(windows: list[Any], batch: int, chunks: int = CHUNKS) -> Sample:

@@ -60,9 +60,20 @@ def test_an_unseen_model_with_unseen_images_has_the_run_that_transformers_makes(
     assert numbered(found[0]) == numbered(theirs)
 
 
-def seen(model: str, *sizes: tuple[int, ...], **changes: Any) -> tuple[Any, Run]:
+# GLM-4.1V-9B as its class describes it, with the biases that its release states and its decoder's class has anyway.
+GLM_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [8, 12, 12]}
+GLM: dict[str, Any] = {
+    "architectures": ["Glm4vForConditionalGeneration"],
+    "model_type": "glm4v",
+    "dtype": "bfloat16",
+    "text_config": {"model_type": "glm4v_text", "attention_bias": True, "rope_parameters": GLM_ROPE},
+    "vision_config": {"model_type": "glm4v_vision"},
+}
+
+
+def seen(model: str | dict[str, Any], *sizes: tuple[int, ...], **changes: Any) -> tuple[Any, Run]:
     """sizes: width and height of each image, and seconds of a video."""
-    report = inspect(f"catalog:{model}")
+    report = inspect(f"catalog:{model}") if isinstance(model, str) else report_of(model)
     typed = tuple(
         Typed(text="", width=width, height=height, seconds=Fraction(*seconds) if seconds else None)
         for width, height, *seconds in sizes
@@ -87,6 +98,8 @@ def seen(model: str, *sizes: tuple[int, ...], **changes: Any) -> tuple[Any, Run]
         ("Qwen/Qwen3.5-0.8B", [(320, 256)], {"batch": 3, "prompt_tokens": 320}),  # whole chunks
         ("Qwen/Qwen3.5-35B-A3B", [(500, 300), (96, 64)], {"prompt_tokens": 2_100}),
         ("Qwen/Qwen3-VL-2B-Instruct", [(200, 160), (160, 200)], {"batch": 3, "new_tokens": 2}),
+        (GLM, [(500, 300), (300, 200)], {}),
+        pytest.param(GLM, [(200, 160, 3)], {"gpu": "A100-80GB"}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3-VL-2B-Instruct", [(200, 160, 8), (160, 200, 5)], {}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-0.8B", [(64, 64)], {"prompt_tokens": 65}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-9B", [(300, 200)], {"prompt_tokens": 128}, marks=pytest.mark.exhaustive),
@@ -94,7 +107,7 @@ def seen(model: str, *sizes: tuple[int, ...], **changes: Any) -> tuple[Any, Run]
     ],
 )
 def test_a_release_has_the_run_that_transformers_makes(
-    model: str, sizes: list[tuple[int, ...]], changes: dict[str, Any]
+    model: str | dict[str, Any], sizes: list[tuple[int, ...]], changes: dict[str, Any]
 ) -> None:
     report, run = seen(model, *sizes, **changes)
     found = sources.image_trace(report, run)
@@ -156,6 +169,11 @@ def test_images_and_towers_that_no_sample_was_like_are_not_composed() -> None:
         {"deepstack_visual_indexes": [0, 1, 2]},
     ):
         other = report_of({**config, "vision_config": {**config["vision_config"], **changes}})
+        assert sources.image_trace(other, run) is None
+    report, run = seen(GLM, (300, 200))
+    assert sources.image_trace(report, run) is not None
+    for key, value in {"attention_bias": True, "hidden_act": "gelu", "spatial_merge_size": 4, "in_channels": 4}.items():
+        other = report_of({**GLM, "vision_config": {**GLM["vision_config"], key: value}})
         assert sources.image_trace(other, run) is None
 
 

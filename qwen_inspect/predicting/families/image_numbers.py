@@ -15,8 +15,8 @@ from ..traces.kept_trace import CHUNK_TOKENS
 
 
 def numbers_of(media: Media, batch: int, prompt_tokens: int, total_tokens: int, *, batched: bool) -> dict[str, int]:
-    """Of the whole run. images, patches, tokens: of all sequences. text: tokens behind a sequence's last image.
-    batched: whether those of all sequences are told apart from those of one.
+    """Of the whole run. images, patches, tokens: of all sequences; an image in tiles is as many. text: tokens behind a sequence's
+    last image. batched: whether those of all sequences are told apart from those of one.
     """
     of_one = {
         "one": 1,
@@ -28,15 +28,17 @@ def numbers_of(media: Media, batch: int, prompt_tokens: int, total_tokens: int, 
         "next": prompt_tokens + 1,
         "text": prompt_tokens - media.least_tokens,
     }
-    images = batch * len(media.items)
+    images = batch * sum(item.shape.grid[0] if item.kind == "image" else 1 for item in media.items)
+    patches = batch * sum(item.shape.patches for item in media.items)
     return {
         **of_one,
         **{f"batch {name}": batch * number for name, number in of_one.items() if batched},
         "images": images,
         "images and one": images + 1,
-        "patches": batch * sum(item.shape.patches for item in media.items),
+        "patches": patches,
         "tokens": batch * media.tokens,
         "side": max(max(item.shape.grid[1:]) for item in media.items),
+        "patches by images": patches * images,  # each patch of all with each image: Glm4vVisionEmbeddings
     }
 
 
@@ -88,7 +90,8 @@ def frames_of(media: Media) -> tuple[dict[str, int], list[dict[str, int]]]:
         for frames, rows, columns in (item.shape.grid for item in media.items)
         for _ in range(frames)
     ]
-    return {"frames": len(each), "frames and one": len(each) + 1}, each
+    patches = sum(frame["patches"] for frame in each)
+    return {"frames": len(each), "frames and one": len(each) + 1, "patches by frames": patches * len(each)}, each
 
 
 def windows_of(media: Media, side: int) -> tuple[dict[str, int], list[dict[str, int]]]:

@@ -14,15 +14,18 @@ from ..traces.outline import UNRELATED
 class Tower(NamedTuple):
     """sizes: keys of numbers that no tensor shows, first the tower's heads; 0 where a class has none. beside: keys of the whole
     configuration that the tower's code reads. masked: whose attention has a mask in every run with images, and so the length of
-    its rows: those of the "prompt", or the "patches" of all images. sided: whether the model fixes its images' sides. stacked:
-    whether images are stacked in a canvas as high and as wide as any of them, from which narrower ones are copied.
+    its rows: those of the "prompt", or the "patches" of all images. sided: whether the model fixes its images' sides. tiled:
+    whether an image is taken apart into tiles of these sides. stacked: whether images are stacked in a canvas as high and as wide
+    as any of them, from which narrower ones are copied. pixels: the dtype in which the processor makes them.
     """
 
     sizes: tuple[str, ...]
     beside: tuple[str, ...] = ()
     masked: str = ""
     sided: bool = False
+    tiled: bool = False
     stacked: bool = False
+    pixels: str = "float32"
 
     def settings(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
         """What a configuration says of the tower. defaults: what its classes do."""
@@ -55,6 +58,12 @@ FAMILIES: Mapping[str, Tower] = {
         beside=("mm_tokens_per_image",),
         masked="prompt",  # create_masks_for_vision_model: an image's tokens attend to all of it
         sided=True,
+    ),
+    "llama4": Tower(
+        ("num_attention_heads", "patch_size", "image_size"),
+        sided=True,
+        tiled=True,
+        pixels="bfloat16",  # Llama4ImageProcessor.rescale_and_normalize
     ),
     "mistral3": Tower(
         ("num_attention_heads", "patch_size", "image_size", "head_dim", "spatial_merge_size"),

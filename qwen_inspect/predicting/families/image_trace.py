@@ -168,9 +168,9 @@ def is_covered(media: Media, point: Point, least: int, known: Tower) -> bool:
     return (
         len(kinds) == 1
         and (kinds == {"image"} or point.batch == 1)
-        and media.pixel_dtype == "float32"
+        and media.pixel_dtype == known.pixels
         and point.prompt_tokens > media.least_tokens
-        and all(item.kind == "video" or item.shape.grid[0] == 1 for item in media.items)
+        and all(item.kind == "video" or known.tiled or item.shape.grid[0] == 1 for item in media.items)
         and all(min(rows, columns) >= 2 * least for _, rows, columns in grids)
     )
 
@@ -187,10 +187,13 @@ def regime_of(media: Media, point: Point, design: Design, *, cudnn: bool) -> str
 
 def _images_of(media: Media, point: Point, known: Tower) -> str:
     """Whether there is one image or video, several in a sequence, or one or several in each of several; of a tower that fixes
-    their sides, one or several in all.
+    their sides, one or several in all; of one that takes tiles, one or several of them in a sequence, or several sequences.
     """
     several = len(media.items) > 1
-    if known.sided or point.batch == 1:
+    if known.tiled:
+        several = several or media.items[0].shape.grid[0] > 1
+        images = "batch" if point.batch > 1 else "several" if several else "one"
+    elif known.sided or point.batch == 1:
         images = "several" if point.batch > 1 or several else "one"
     else:
         images = BATCH_OF_SEVERAL if several else "batch"

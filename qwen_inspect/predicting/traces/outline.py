@@ -53,6 +53,9 @@ _UNRELATED = """
     vision_start_token_id vision_token_id word_embed_proj_dim z_loss_coefficient
 """
 UNRELATED = frozenset(_UNRELATED.split())
+# Keys that only the tower's code reads, beside a decoder's whose releases set them too.
+# Source: transformers 5.23, modeling_glm4v.Glm4vTextAttention (biases of queries, keys and values always)
+UNREAD: Mapping[str, frozenset[str]] = {"glm4v": frozenset({"attention_bias"})}
 # Kinds of RoPE whose frequencies are computed once. Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update
 FIXED_ROPE = frozenset({"default", "linear", "llama3", "mrope", "yarn"})
 # Heads of MLA, which no tensor shows by themselves.
@@ -221,11 +224,12 @@ def options_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     which is multiplied by, only whether it is 0 or 1.
     """
     text = decoder_of(config)
+    unrelated = UNRELATED | UNREAD.get(str(config.get("model_type")), frozenset())
     options = {
         key: _class_of(text[key], default)
         for key, default in defaults.items()
         if key in text
-        and key not in UNRELATED
+        and key not in unrelated
         and not (isinstance(text[key], list) and len(text[key]) == text.get("num_hidden_layers"))  # the layers' own
         and _class_of(text[key], default) != _class_of(default, default)
     }
