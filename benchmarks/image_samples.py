@@ -36,7 +36,7 @@ LEAST = 2  # rows and columns of an image; a whole window of a tower that has th
 def kinds_of(model_type: str) -> tuple[str, ...]:
     """Of images and sequences that make regimes of their own."""
     tower = tower_in({"model_type": model_type})
-    if tower.sided and not tower.tiled:
+    if tower.together and not tower.tiled:
         return ("one", "several")
     return IMAGES + MORE.get(model_type, ())
 
@@ -109,6 +109,18 @@ def _mistral3(config: dict[str, Any], vision: dict[str, Any], kinds: Sequence[An
     vision["image_size"] = random.randint(600, 1600)
 
 
+def _gemma4(config: dict[str, Any], vision: dict[str, Any], kinds: Sequence[Any], random: Random) -> None:
+    """Images with padding, whose squares of patches are averaged to tokens."""
+    _vit(vision, kinds, random)
+    vision["num_key_value_heads"] = vision["num_attention_heads"]
+    vision["head_dim"] = vision["global_head_dim"] = vision["hidden_size"] // vision["num_attention_heads"]
+    vision["pooling_kernel_size"] = random.randint(2, 4)
+    vision["position_embedding_size"] = random.randint(200, 400)
+    text = decoder_of(config)
+    assert isinstance(text, dict)
+    text["sliding_window"] = 8 * random.randint(12, 40)  # about as long as prompts with some images
+
+
 def _llama4(config: dict[str, Any], vision: dict[str, Any], kinds: Sequence[Any], random: Random) -> None:
     """Tiles of so many patches that half as many on each side are tokens."""
     _vit(vision, kinds, random)
@@ -131,6 +143,7 @@ def _whole_windows(config: dict[str, Any]) -> None:
 # By family, what makes its tower random; Qwen's where there is none.
 TOWERS: Mapping[str, Callable[[dict[str, Any], dict[str, Any], Sequence[Any], Random], None]] = {
     "gemma3": _gemma3,
+    "gemma4": _gemma4,
     "glm4v": _glm,
     "glm4v_moe": _glm,
     "llama4": _llama4,
@@ -138,7 +151,7 @@ TOWERS: Mapping[str, Callable[[dict[str, Any], dict[str, Any], Sequence[Any], Ra
 }
 FAMILIES = (
     *("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"),
-    *("gemma3", "mistral3", "glm4v"),
+    *("gemma3", "mistral3", "glm4v", "llama4"),
 )
 
 
@@ -176,6 +189,15 @@ def images(
         side = vision["image_size"]
         tiles = tuple(Typed(text="", width=side * columns, height=side * rows) for rows, columns in windows)
         return media_of(config, {}, Request(typed=tiles))
+    if known.padded:
+        most = 8 * random.randint(2, 5)
+        files = {"preprocessor_config.json": {"image_processor_type": "Gemma4ImageProcessor", "max_soft_tokens": most}}
+        while True:
+            sides = [(random.randint(100, 200), random.randint(100, 200)) for _ in windows]
+            typed = tuple(Typed(text="", width=width, height=height) for height, width in sides)
+            media = media_of(config, files, Request(typed=typed))
+            if all(item.shape.tokens < most for item in media.items):
+                return media
     if known.sided:
         return media_of(config, {}, Request(typed=tuple(Typed(text="", width=64, height=48) for _ in windows)))
     if known.stacked:

@@ -105,10 +105,11 @@ def defaults_of_tower(model_type: str) -> dict[str, Any]:
     import transformers
 
     config = transformers.AutoConfig.for_model(model_type)
+    tower = config.vision_config or config.sub_configs["vision_config"]()
     beside = TOWERS[model_type].beside if model_type in TOWERS else ()
     return {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in {**{key: getattr(config, key) for key in beside}, **config.vision_config.to_dict()}.items()
+        for key, value in {**{key: getattr(config, key) for key in beside}, **tower.to_dict()}.items()
         if value is None or isinstance(value, (int, float, str, list, tuple))
     }
 
@@ -156,7 +157,8 @@ class Learner:
         random = Random(repr(seed))
         for _ in range(TRIES):
             config, report, design, media = self._seeing(windows, random, deep=deep)
-            longest = max((tokens for _, tokens in design.thresholds), default=0) if design.known.tiled else 0
+            long = design.known.tiled or design.known.padded
+            longest = max((tokens for _, tokens in design.thresholds), default=0) if long else 0
             for _ in range(TRIES):
                 prompt_tokens = media.least_tokens + random.randint(1, 60 + longest)
                 run = Run(
@@ -203,7 +205,11 @@ class Learner:
 
     @property
     def steps(self) -> Sequence[str]:
-        """Those of GROWN that are learnt; where there are many regimes, the rare one of two new tokens is not."""
+        """Those of GROWN that are learnt; where there are many regimes, the rare one of two new tokens is not, nor one new token
+        of a family whose traces take long, of which prompts that only decoding takes beyond a window are not learnt either.
+        """
+        if self.design.known.padded:
+            return ["grown"]
         return [grown for grown in GROWN if grown != "first step" or not self.many]
 
     @property
@@ -217,6 +223,8 @@ class Learner:
         if any(threshold != "window" for threshold, _ in thresholds) or (thresholds and masked == "patches"):
             raise NotCovered
         sides = SIDES[grown] if thresholds else ("",)
+        if self.design.known.padded:
+            sides = tuple(side for side in sides if side != "<>")
         for parts in product([kind], [grown], sides, MASKS if masked else ("",)):
             yield ", ".join(filter(None, parts))
 
@@ -233,7 +241,7 @@ class Learner:
             if number < 2:
                 return [(1, number + 1, 2)] * (2 if kind == "several videos" else 1), 1
             return [(random.randint(1, 3), random.randint(1, 3), random.randint(2, 5)) for _ in range(videos)], 1
-        if known.sided and kind == "one":
+        if known.together and kind == "one":
             return [(1, 1)], 1
         if number < 2 and kind == "one":
             return [(1, number + 1)], 1
@@ -243,7 +251,7 @@ class Learner:
             return [(1, 3), (2, 3)], 1
         if known.tiled and kind == "several":
             return [(random.randint(1, 2), random.randint(2, 4)) for _ in range(random.randint(1, 3))], 1
-        if known.sided and kind == "several":
+        if known.together and kind == "several":
             count, batch = random.choice([(1, 2), (2, 1), (1, 4), (3, 1), (2, 3), (3, 2)])
         else:
             count, batch = random.randint(2, 5) if "several" in kind else 1, 1
@@ -257,7 +265,7 @@ class Learner:
         """The runs that show what repeats. wider: so many sequences more."""
         known = self.design.known
         windows, batch, others = (STACKED if known.stacked else BASES).get(kind, BASES[kind])
-        if known.sided:  # whose images pass it together
+        if known.together:
             fewest = [(1, 1)] * (2 if kind == "several" else 1)
             return self.sample("base", fewest, 2 if kind == "batch" else 1, grown, regime=regime)[0], {}
         axes = {"images", "frames", "narrow", *(["windows"] if self.design.window else [])}

@@ -99,6 +99,8 @@ def seen(model: str | dict[str, Any], *sizes: tuple[int, ...], **changes: Any) -
         ("Qwen/Qwen3.5-35B-A3B", [(500, 300), (96, 64)], {"prompt_tokens": 2_100}),
         ("Qwen/Qwen3-VL-2B-Instruct", [(200, 160), (160, 200)], {"batch": 3, "new_tokens": 2}),
         (GLM, [(500, 300), (300, 200)], {}),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", [(1024, 768), (300, 300)], {"batch": 2, "prompt_tokens": 4_000}),
+        pytest.param("meta-llama/Llama-4-Maverick-17B-128E-Instruct", [(300, 300)], {}, marks=pytest.mark.exhaustive),
         pytest.param(GLM, [(200, 160, 3)], {"gpu": "A100-80GB"}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3-VL-2B-Instruct", [(200, 160, 8), (160, 200, 5)], {}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-0.8B", [(64, 64)], {"prompt_tokens": 65}, marks=pytest.mark.exhaustive),
@@ -174,6 +176,19 @@ def test_images_and_towers_that_no_sample_was_like_are_not_composed() -> None:
     assert sources.image_trace(report, run) is not None
     for key, value in {"attention_bias": True, "hidden_act": "gelu", "spatial_merge_size": 4, "in_channels": 4}.items():
         other = report_of({**GLM, "vision_config": {**GLM["vision_config"], key: value}})
+        assert sources.image_trace(other, run) is None
+
+
+def test_llama_4_of_another_dtype_and_prompts_of_its_chunk_and_more_are_not_composed() -> None:
+    """Its processor makes pixels in bfloat16, which a model in float16 casts."""
+    report, run = seen("meta-llama/Llama-4-Scout-17B-16E-Instruct", (1024, 768))
+    assert sources.image_trace(report, replace(run, prompt_tokens=8_000)) is not None
+    for prompt_tokens in (8_100, 8_192, 9_000):  # and 128 new ones
+        assert sources.image_trace(report, replace(run, prompt_tokens=prompt_tokens)) is None
+    config = report.config or {}
+    assert sources.image_trace(report_of({**config, "dtype": "float16"}), run) is None
+    for key, value in {"pixel_shuffle_ratio": 1.0, "num_channels": 4, "image_size": 448}.items():
+        other = report_of({**config, "vision_config": {**config["vision_config"], key: value}})
         assert sources.image_trace(other, run) is None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...media.counting import CHANNELS
 from ...results.media import Media
 from ...tracing import CHUNK_TURNS
 from ...tracing.kernels import BIAS_ALIGNMENT
@@ -81,6 +82,25 @@ def stacked_of(media: Media) -> tuple[dict[str, int], list[dict[str, int]]]:
     height, width = (max(sides) for sides in zip(*grids, strict=True))
     narrow = [image for image in images_of(media) if image["columns"] < width]
     return {"canvas": height * width, "canvases": len(grids) * height * width}, narrow
+
+
+def padded_of(media: Media, patch: int, pooling: int) -> dict[str, int]:
+    """Numbers of images that are all padded to as many patches. place, slot: patches and tokens of each with its padding.
+    fullest: the most patches of any without.
+
+    Source: transformers 5.23, modeling_gemma4.Gemma4VisionPooler, whose weights are of each patch for each token
+    """
+    images = len(media.items)
+    place = max(item.shape.pixels for item in media.items) // (CHANNELS * patch**2)
+    slot = place // pooling**2
+    return {
+        "place": place,
+        "places": images * place,
+        "slots": images * slot,
+        "places squared": images * place**2,
+        "places by slot": images * place * slot,
+        "fullest": max(item.shape.patches for item in media.items),
+    }
 
 
 def frames_of(media: Media) -> tuple[dict[str, int], list[dict[str, int]]]:

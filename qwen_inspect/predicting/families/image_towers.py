@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ...checkpoint import DType
 from ...media.counting import media_of
 from ...results.media import Media, Request
 from ...tracing.towers import ADDING, DEPTHS, FULL
@@ -16,7 +17,9 @@ class Tower(NamedTuple):
     configuration that the tower's code reads. masked: whose attention has a mask in every run with images, and so the length of
     its rows: those of the "prompt", or the "patches" of all images. sided: whether the model fixes its images' sides. tiled:
     whether an image is taken apart into tiles of these sides. stacked: whether images are stacked in a canvas as high and as wide
-    as any of them, from which narrower ones are copied. pixels: the dtype in which the processor makes them.
+    as any of them, from which narrower ones are copied. padded: whether each image is padded to as many patches, of which so
+    many on each side as the last of `sizes` says become a token. pixels: the dtype in which the processor makes them; if not
+    float32, that of the model too, so that nothing is cast.
     """
 
     sizes: tuple[str, ...]
@@ -25,7 +28,17 @@ class Tower(NamedTuple):
     sided: bool = False
     tiled: bool = False
     stacked: bool = False
+    padded: bool = False
     pixels: str = "float32"
+
+    @property
+    def together(self) -> bool:
+        """Whether all images pass the tower as one batch, so that nothing is done for each."""
+        return self.sided or self.padded
+
+    def takes(self, dtype: DType) -> bool:
+        """Whether a model of this dtype does with its pixels what samples did."""
+        return self.pixels in ("float32", str(dtype))
 
     def settings(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
         """What a configuration says of the tower. defaults: what its classes do."""
@@ -59,6 +72,11 @@ FAMILIES: Mapping[str, Tower] = {
         masked="prompt",  # create_masks_for_vision_model: an image's tokens attend to all of it
         sided=True,
     ),
+    "gemma4": Tower(
+        ("num_attention_heads", "patch_size", "pooling_kernel_size"),
+        masked="prompt",  # create_masks_for_vision_model, in layers with a window
+        padded=True,
+    ),
     "llama4": Tower(
         ("num_attention_heads", "patch_size", "image_size"),
         sided=True,
@@ -78,8 +96,9 @@ SHOWN = (
     UNRELATED
     | {FULL, ADDING, *DEPTHS, *QWEN.sizes, *(size for tower in FAMILIES.values() for size in tower.sizes)}
     | {
-        "embed_dim", "hidden_size", "in_channels", "mlp_ratio", "num_channels", "num_position_embeddings", "out_hidden_size",
-        "tokens_per_second",
+        "default_output_length", "embed_dim", "global_head_dim", "hidden_size", "in_channels", "mlp_ratio", "num_channels",
+        "num_key_value_heads", "num_position_embeddings", "out_hidden_size", "position_embedding_size", "projector_input_dim",
+        "projector_output_dim", "tokens_per_second", "vision_output_dim",
     }
 )  # fmt: skip
 

@@ -37,6 +37,7 @@ from .image_numbers import (
     mask_rows,
     masks_of,
     numbers_of,
+    padded_of,
     stacked_of,
     windows_of,
 )
@@ -152,6 +153,8 @@ class ImageVariant:
         if point.prompt_tokens < design.kernel:
             raise NotCovered
         numbers, items = workload_of(media, point, design)
+        if design.known.padded and (numbers["place"] % BIAS_ALIGNMENT or numbers["fullest"] >= numbers["place"]):
+            raise NotCovered  # the tower's mask has padded rows, or an image has no padding, and there may be no mask
         few = self.programs[regime].run(self.variables.values(design.dimensions), numbers, items)
         try:
             tower = composed_of(few, around(self.tower), around(design.tower), design.tower_stack)
@@ -186,14 +189,15 @@ def regime_of(media: Media, point: Point, design: Design, *, cudnn: bool) -> str
 
 
 def _images_of(media: Media, point: Point, known: Tower) -> str:
-    """Whether there is one image or video, several in a sequence, or one or several in each of several; of a tower that fixes
-    their sides, one or several in all; of one that takes tiles, one or several of them in a sequence, or several sequences.
+    """Whether there is one image or video, several in a sequence, or one or several in each of several; of a tower that takes
+    all of them together, one or several in all; of one that takes tiles, one or several of them in a sequence, or several
+    sequences.
     """
     several = len(media.items) > 1
     if known.tiled:
         several = several or media.items[0].shape.grid[0] > 1
         images = "batch" if point.batch > 1 else "several" if several else "one"
-    elif known.sided or point.batch == 1:
+    elif known.together or point.batch == 1:
         images = "several" if point.batch > 1 or several else "one"
     else:
         images = BATCH_OF_SEVERAL if several else "batch"
@@ -212,17 +216,20 @@ def workload_of(
 ) -> tuple[dict[str, int], dict[str, Sequence[Mapping[str, int]]]]:
     """The numbers of a run, and those of each image or video, frame and window, and of each chunk of linear attention."""
     window, known = design.window, design.known
-    batched = point.batch > 1 or known.sided
+    batched = point.batch > 1 or known.together
     numbers = numbers_of(media, point.batch, point.prompt_tokens, point.total_tokens, batched=batched)
     if known.masked:
         numbers |= masks_of(media, point.batch, point.prompt_tokens, known.masked)
     whole = replace(media, items=media.items * point.batch)
     items: dict[str, Sequence[Mapping[str, int]]] = {"images": images_of(whole, window)}
-    if point.batch > 1 and len(media.items) > 1 and not known.sided:
+    if point.batch > 1 and len(media.items) > 1 and not known.together:
         items |= {"own": images_of(media, window), "sequences": [{} for _ in range(point.batch)]}
     if known.stacked:
         of_all, items["narrow"] = stacked_of(whole)
         numbers |= of_all
+    if known.padded:
+        _, patch, pooling = design.dimensions[-len(known.sizes) :]
+        numbers |= padded_of(whole, patch, pooling)
     if any(item.kind == "video" for item in media.items):
         of_all, items["frames"] = frames_of(whole)
         numbers |= of_all
@@ -264,7 +271,7 @@ class ImageTrace:
         if run.media is None or not generates or run.device == "cpu":
             return None
         tower = tower_in(config)
-        if not tower.sees(config, run.media):
+        if not tower.takes(report.spec.dtype) or not tower.sees(config, run.media):
             return None
         options = {**options_of(config, self.defaults), **tower.options(config, self.vision_defaults)}
         point, cudnn = Point(run.batch, run.prompt_tokens, run.cached_tokens), has_cudnn_attention(run.gpu)
