@@ -151,7 +151,7 @@ TOWERS: Mapping[str, Callable[[dict[str, Any], dict[str, Any], Sequence[Any], Ra
 }
 FAMILIES = (
     *("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"),
-    *("gemma3", "mistral3", "glm4v", "llama4", "gemma4"),
+    *("gemma3", "mistral3", "glm4v", "llama4", "gemma4", "glm4v_moe"),
 )
 
 

@@ -69,6 +69,14 @@ GLM: dict[str, Any] = {
     "text_config": {"model_type": "glm4v_text", "attention_bias": True, "rope_parameters": GLM_ROPE},
     "vision_config": {"model_type": "glm4v_vision"},
 }
+# GLM-4.5V likewise, whose release states a head_dim.
+GLM_MOE: dict[str, Any] = {
+    **GLM,
+    "architectures": ["Glm4vMoeForConditionalGeneration"],
+    "model_type": "glm4v_moe",
+    "text_config": {"model_type": "glm4v_moe_text", "head_dim": 128, "rope_parameters": GLM_ROPE},
+    "vision_config": {"model_type": "glm4v_moe_vision"},
+}
 
 
 def seen(model: str | dict[str, Any], *sizes: tuple[int, ...], **changes: Any) -> tuple[Any, Run]:
@@ -103,6 +111,7 @@ def seen(model: str | dict[str, Any], *sizes: tuple[int, ...], **changes: Any) -
         ("google/gemma-4-31B-it", [(1024, 768), (300, 300)], {"gpu": "A100-80GB", "prompt_tokens": 1_201}),
         pytest.param("google/gemma-4-26B-A4B", [(640, 480)], {"batch": 2}, marks=pytest.mark.exhaustive),
         pytest.param("meta-llama/Llama-4-Maverick-17B-128E-Instruct", [(300, 300)], {}, marks=pytest.mark.exhaustive),
+        (GLM_MOE, [(500, 300)], {"batch": 2}),
         pytest.param(GLM, [(200, 160, 3)], {"gpu": "A100-80GB"}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3-VL-2B-Instruct", [(200, 160, 8), (160, 200, 5)], {}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-0.8B", [(64, 64)], {"prompt_tokens": 65}, marks=pytest.mark.exhaustive),
