@@ -50,8 +50,6 @@ def with_peaks(shared: RanksReport, report: Report, run: Run) -> RanksReport:
     """`shared` with each rank's peak from a trace of that rank; with the reason instead if it cannot be traced."""
     if shared.parallelism.by_deepspeed:
         return _without_peaks(shared, Message("ranks_trace_deepspeed"))
-    if shared.parallelism.offload:
-        return _without_peaks(shared, Message("ranks_trace_offload"))
     if shared.parallelism.tensor > 1 and run.lora_rank is not None:
         return _without_peaks(shared, Message("ranks_trace_adapters"))
     if report.known.quantised is not None:

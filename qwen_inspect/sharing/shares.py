@@ -129,6 +129,8 @@ def check(model: Sharded, how: Parallelism, run: Run) -> None:
         raise UnsupportedError("ranks_adapters")
     if how.offload and (how.ranks != how.fsdp or how.expert > 1 or how.by_deepspeed):
         raise UnsupportedError("ranks_offload")
+    if how.offload and how.ranks == 1:
+        raise UnsupportedError("ranks_offload_one")
     if how.by_deepspeed:
         check_deepspeed(how, run)
     if run.mode == "train":

@@ -57,6 +57,7 @@ class Recorder:
         self.operator: str | None = None  # replaces the name of torch's operator
         self.owner: str | None = None  # replaces the name of the running module
         self.recording = True
+        self.step_on_host = False  # what the stage "optimizer" makes is not recorded
         self.closed = False
         self.kept: dict[int, str] = {}  # use of each cached storage, by id
         self.sums: dict[int, ColumnSum] = {}  # sums over rows, by the id of their output
@@ -69,6 +70,7 @@ class Recorder:
 
     def stage(self, name: str) -> None:
         self.stages.append(Stage(name=name, first_event=len(self.events)))
+        self.recording = not (self.step_on_host and name == "optimizer")
 
     def see(self, tensor: Any, operator: str, *, module: str) -> None:
         """Records the tensor's storage if it is new."""
@@ -176,11 +178,11 @@ class Recorder:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Does not record allocations made inside; still records frees."""
-        self.recording = False
+        before, self.recording = self.recording, False
         try:
             yield
         finally:
-            self.recording = True
+            self.recording = before
 
     @contextmanager
     def named(self, operator: str, module: str | None = None) -> Iterator[None]:

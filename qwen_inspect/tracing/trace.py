@@ -49,6 +49,7 @@ from .fused_losses import fuse_loss
 from .kernels import as_on_cuda, flash_attention_2, masks_of_ones, replaced
 from .known_values import known_values
 from .media import media_inputs, refuse_a_trained_tower, stages_of, tower_that_hears
+from .offloading import offloaded
 from .one_rank import (
     cut,
     cut_by_accelerate,
@@ -276,6 +277,8 @@ def _fake_model(
     stack.enter_context(without_data)
     materialise(model)
     stack.enter_context(gathering(recorder.named, recorder.resize))
+    if place.how.offload:
+        stack.enter_context(offloaded(model, recorder))
     stack.enter_context(shapes_worked_out(recorder.paused))
     stack.enter_context(logits_shape_known(model, workload.batch))
     return model

@@ -340,6 +340,7 @@ def test_a_class_whose_cache_cannot_be_shared_with_certainty_has_an_unknown_one(
         ("--fsdp 2 --mode train --loop trainer --padding-free", 7),
         ("--fsdp 2 --mode train --transformers 4.57", 7),
         ("--offload", 2),
+        ("--fsdp 1 --offload --mode train", 7),
         ("--fsdp 2 --zero-stage 1 --offload --mode train", 7),
         ("--offload-optimizer --mode train", 2),
         ("--fsdp 2 --offload-optimizer --mode train --trained norm", 7),

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,16 @@ import torch.distributed as dist
 import torch.multiprocessing
 import transformers
 from torch.distributed import _functional_collectives
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.optim import swa_utils
+from torch.profiler import record_function
 from transformers.distributed import DistributedConfig
 
 from qwen_inspect.results.ranks import Parallelism, Place
+from qwen_inspect.tracing.kernels import replaced
 from qwen_inspect.tracing.one_rank import cut, materialise, unloaded
 from qwen_inspect.tracing.optimizers import optimizer_of
 
@@ -44,6 +48,7 @@ FOLLOWED_PROMPT, FOLLOWED_NEW, STEPS = 48, 2, 2
 OPTIMIZERS = {"adamw_fused": "adamw_torch_fused", "adamw_for_loop": "adamw_torch"}  # Trainer's names
 # Imported by some jobs only, and slowly: once is enough.
 LATE = ("accelerate", "peft", "bitsandbytes", "torch._dynamo", "transformers.trainer")
+HOST = "host"
 MOMENT_SECONDS, LONGEST_SECONDS = 0.001, 0.2
 
 
@@ -177,10 +182,60 @@ def gathered(model: Any) -> int:
     return total
 
 
+@contextmanager
+def two_memories() -> Iterator[None]:
+    """Where CPUOffloadPolicy moves tensors between host and device they are copied, though both are the same memory here; what is
+    taken on the host is taken within "host".
+
+    FSDP's own moves are `.to(device)` in FSDPParam.all_gather_inputs and `.to("cpu")` in foreach_reduce; nothing is pinned.
+    """
+    moved = torch.Tensor.to
+
+    def to(tensor: Any, *arguments: Any, **options: Any) -> Any:
+        caller = sys._getframe(1).f_code.co_name
+        if caller == "all_gather_inputs":
+            return moved(tensor, *arguments, copy=True, **options)
+        if caller == "foreach_reduce" and arguments == (torch.device("cpu"),):
+            with record_function(HOST):
+                return moved(tensor, *arguments, copy=True, **options)
+        return moved(tensor, *arguments, **options)
+
+    def on_host(run: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(run)
+        def named(*arguments: Any, **options: Any) -> Any:
+            with record_function(HOST):
+                return run(*arguments, **options)
+
+        return named
+
+    replacements = (
+        (torch.Tensor, "to", to),
+        (torch.Tensor, "pin_memory", lambda tensor: tensor),
+        (torch.nn.utils, "clip_grad_norm_", on_host(torch.nn.utils.clip_grad_norm_)),
+        (FSDPParam, "reset_sharded_param", on_host(FSDPParam.reset_sharded_param)),  # which fills shards up
+        (torch.optim.AdamW, "step", on_host(torch.optim.AdamW.step)),
+    )
+    with replaced(replacements):
+        yield
+
+
+def of_device(changes: list[Any]) -> list[Any]:
+    """Without what is taken on the host, and without what gives it back."""
+    kept, on_host = [], set()
+    for size, address, operators in changes:
+        if size > 0 and HOST in operators:
+            on_host.add(address)
+        elif size < 0 and address in on_host:
+            on_host.remove(address)
+        else:
+            kept.append((size, address, operators))
+    return kept
+
+
 def loaded(job: dict[str, Any], models: Path) -> Any:
     """To train, cut by transformers."""
     found, path = model_of(job, models)
-    parallel = DistributedConfig(**job["parallel"])
+    parallel = DistributedConfig(**job["parallel"], fsdp_cpu_offload=job["offload"])
     model = found.from_pretrained(path, dtype=torch.bfloat16, distributed_config=parallel).train()
     for module in model.modules():
         if isinstance(module, FSDPModule) and job["zero_stage"] == 2:
@@ -196,13 +251,14 @@ def wrapped(job: dict[str, Any], models: Path) -> Any:
 
 def sharded(model: Any, job: dict[str, Any]) -> Any:
     reshard = job["zero_stage"] == 3
+    policy = CPUOffloadPolicy(pin_memory=False) if job["offload"] else OffloadPolicy()
     tied = model.lm_head.weight is model.model.embed_tokens.weight
     units = [*([] if tied else [model.model.embed_tokens]), *model.model.layers]
     for unit in units:
-        fully_shard(unit, reshard_after_forward=reshard)
+        fully_shard(unit, reshard_after_forward=reshard, offload_policy=policy)
     tail = [model.model.norm, *([model.model.embed_tokens] if tied else []), model.lm_head]
-    fully_shard(tail, reshard_after_forward=False)
-    return fully_shard(model, reshard_after_forward=False)
+    fully_shard(tail, reshard_after_forward=False, offload_policy=policy)
+    return fully_shard(model, reshard_after_forward=False, offload_policy=policy)
 
 
 def adapted(job: dict[str, Any], models: Path) -> Any:
@@ -257,7 +313,8 @@ def trained(job: dict[str, Any], models: Path) -> dict[str, Any]:
     load = loaded if not job["lora"] else adapted if by_torch else cut_and_adapted
     if job["followed"] or not by_torch:
         model = load(job, models)
-    changes = followed(lambda: some_steps(model, job)) if job["followed"] else []
+    with two_memories() if job["offload"] else nullcontext():
+        changes = of_device(followed(lambda: some_steps(model, job))) if job["followed"] else []
     weights = None  # where transformers cuts, a part on CPU shares the storage of the whole tensor that was read
     if by_torch:
         by_peft = in_four_bits if "quantization_config" in job["model"] else adapted
@@ -334,7 +391,8 @@ def by_trainer(job: dict[str, Any], models: Path) -> dict[str, Any]:
         output_dir=str(models / "trainer"), per_device_train_batch_size=BATCH, max_steps=STEPS,
         optim=OPTIMIZERS[job["optimizer"]],
         gradient_accumulation_steps=job["accumulate"], gradient_checkpointing=job["checkpointing"], bf16=bool(job["autocast"]),
-        fsdp=by_torch, use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        fsdp=by_torch, fsdp_config={"cpu_offload": job["offload"]} if by_torch else None,
+        use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
         remove_unused_columns=False, dataloader_pin_memory=False,
     )  # fmt: skip
     kind = accelerate.utils.DistributedType.MULTI_GPU
@@ -366,7 +424,8 @@ def by_trainer(job: dict[str, Any], models: Path) -> dict[str, Any]:
         return result
 
     made._prepare_for_training = prepared
-    changes = followed(lambda: (made.train(), made))
+    with two_memories() if job["offload"] else nullcontext():
+        changes = of_device(followed(lambda: (made.train(), made)))
     start = max(place for place, change in enumerate(changes) if change[0] == 0)
     return {
         "weights": allocated(model.parameters()) if by_torch else None,
