@@ -92,12 +92,15 @@ def training_of_any(report: Report, run: Run) -> TrainingOfAny | None:
     return None if composed is None else TrainingOfAny(plan.run, composed, turns, learnt=False)
 
 
-def timeline_of(report: Report, run: Run, place: Place | None = None) -> tuple[Timeline, str]:
+def timeline_of(report: Report, run: Run, place: Place | None = None, base: Base | None = None) -> tuple[Timeline, str]:
     """The run's trace and the versions that made it: shipped or kept, else traced now and kept if possible.
 
-    place: one rank's, if several share the model. For quantised weights whose kernels cannot be traced: the lower bound.
+    place: one rank's, if several share the model. base: the layout of its weights, if it is another than theirs on one device.
+    For quantised weights whose kernels cannot be traced: the lower bound.
     """
     run = with_kernel(run, report)
+    if base is not None:
+        return traced_now(report, run, base, place), versions()
     timeline, provenance, _ = timeline_and_base(report, run, place)
     return timeline, provenance
 

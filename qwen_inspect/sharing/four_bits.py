@@ -45,13 +45,11 @@ def four_bit_weights(report: Report, run: Run, how: Parallelism) -> FourBitWeigh
         raise UnsupportedError("ranks_four_bits")
     if run.dora or run.lora_parameters or run.saved_modules:
         raise UnsupportedError("ranks_four_bits_kind")
-    if run.autocast is not None:
-        raise UnsupportedError("ranks_four_bits_autocast")
-    section = (report.config or {}).get("quantization_config")
-    stated = isinstance(section, Mapping) and section.get(STORAGE) is not None
-    storage = base.scheme.storage if stated else report.spec.dtype
+    storage = _storage(report, base)
     if storage in (DType.U8, DType.I8):
         raise UnsupportedError("ranks_four_bits_storage", found=storage.torch_name, dtype=report.spec.dtype.torch_name)
+    if run.autocast is not None and run.loop.accelerated and storage.torch_name != run.autocast:
+        raise UnsupportedError("ranks_four_bits_autocast", found=storage.torch_name, dtype=run.autocast)
     stored = tuple(report.known.weights or ())
     weights = (*stored, *_offsets(stored))
     codes = {f"{name}.weight" for name in base.modules}
@@ -63,6 +61,21 @@ def four_bit_weights(report: Report, run: Run, how: Parallelism) -> FourBitWeigh
         ),
         whole=tuple(tensor for tensor in weights if tensor.name.endswith(BESIDE)),
     )
+
+
+def base_on_ranks(report: Report) -> FourBits | None:
+    """The layout of a base in 4 bits with codes as ranks store them; None for other weights."""
+    base = base_of(report) if report.known.quantised is not None else None
+    if not isinstance(base, FourBits):
+        return None
+    return replace(base, scheme=replace(base.scheme, storage=_storage(report, base)))
+
+
+def _storage(report: Report, base: FourBits) -> DType:
+    """As the configuration says, else the weights' dtype."""
+    section = (report.config or {}).get("quantization_config")
+    stated = isinstance(section, Mapping) and section.get(STORAGE) is not None
+    return base.scheme.storage if stated else report.spec.dtype
 
 
 def _offsets(weights: Iterable[Tensor]) -> Iterator[Tensor]:

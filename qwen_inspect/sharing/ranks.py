@@ -18,7 +18,7 @@ from ..results.model import Report
 from ..results.ranks import DeviceMapReport, Parallelism, Place, RankBytes, RanksReport
 from ..structure.adapters import PREFIX
 from ..values import replace
-from .four_bits import four_bit_weights
+from .four_bits import base_on_ranks, four_bit_weights
 from .loops import check_loop, mixed_dtype
 from .plans import NOT_LOADED_BY_RANKS, built_plans, plans_of
 from .shares import Sharded, rank_bytes
@@ -52,8 +52,6 @@ def with_peaks(shared: RanksReport, report: Report, run: Run) -> RanksReport:
         return _without_peaks(shared, Message("ranks_trace_deepspeed"))
     if shared.parallelism.tensor > 1 and run.lora_rank is not None:
         return _without_peaks(shared, Message("ranks_trace_adapters"))
-    if report.known.quantised is not None:
-        return _without_peaks(shared, Message("ranks_trace_four_bits"))
     try:
         ranks = tuple(_with_peak(rank, report, run, shared.parallelism) for rank in shared.ranks)
     except (UnavailableError, UnsupportedError) as error:
@@ -67,7 +65,7 @@ def with_peaks(shared: RanksReport, report: Report, run: Run) -> RanksReport:
 def _with_peak(group: RankBytes, report: Report, run: Run, how: Parallelism) -> RankBytes:
     """`group` with the traced peak of its first rank; UnsupportedError if the trace ends with other bytes than the plans give."""
     shortest = replace(run, accumulate=min(run.accumulate, MICRO_BATCHES))
-    timeline, provenance = timeline_of(report, shortest, Place(how=how, rank=group.ranks[0]))
+    timeline, provenance = timeline_of(report, shortest, Place(how=how, rank=group.ranks[0]), base_on_ranks(report))
     footprint = traced_footprint(timeline, run, provenance=provenance)
     terms = ("weights", "adapters", "buffers", "optimizer", *(("cache", "state") if run.mode == "generate" else ()))
     for term in terms:

@@ -160,6 +160,29 @@ def parts_of(module: Any) -> Iterator[Any]:
             yield from (state.state2.absmax, state.state2.code, state.offset)
 
 
+@contextmanager
+def shared_codes(model: Any) -> Iterator[None]:
+    """Moves what belongs to 4-bit weights off meta, and lets modules find it whose codes FSDP2 has gathered.
+
+    Source: bitsandbytes 0.50, nn/modules.py, fix_4bit_weight_quant_state_from_module, which makes a Params4bit of the codes where
+    they are; that class takes no fake tensor.
+    """
+    import torch
+
+    for module in model.modules():
+        state = getattr(module, "quant_state", None)
+        for part in (state, state.state2) if state is not None else ():
+            for name in ("absmax", "code", "offset"):
+                if torch.is_tensor(tensor := getattr(part, name, None)):
+                    setattr(part, name, torch.empty_like(tensor, device="cpu"))
+
+    def found(module: Any) -> None:
+        module.weight.quant_state = module.quant_state
+
+    with replaced([(bitsandbytes().nn.modules, "fix_4bit_weight_quant_state_from_module", found)]):
+        yield
+
+
 def prepare_for_training(model: Any, *, checkpointing: bool) -> None:
     """PEFT's preparation of a 4-bit base: casts what is not quantised to float32. Source: PEFT 0.21, utils.other."""
     options = {"use_reentrant": False}

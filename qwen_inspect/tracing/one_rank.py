@@ -95,7 +95,9 @@ def cut_by_accelerate(model: Any, place: Place, *, dtype: str | None) -> Any:
         is_main_process=False,
         device="cpu",
     )
-    return fsdp2_prepare_model(accelerator, model)
+    # It takes a state dict, which a rank that loads its own weights does not use, and for which 4-bit weights would need data.
+    with replaced([(type(model), "state_dict", lambda *_, **__: {})]):
+        return fsdp2_prepare_model(accelerator, model)
 
 
 def materialise(model: Any) -> None:

@@ -37,6 +37,7 @@ from .adapting import (
     is_added,
     parts_of,
     prepare_for_training,
+    shared_codes,
     without_moves,
 )
 from .alike_calls import alike_calls
@@ -121,6 +122,11 @@ class TraceRequest:
     media: Media | None = None
     scored: bool = False
     few_chunks: bool = False
+
+    @property
+    def prepared(self) -> bool:
+        """Whether adapters are trained beside a base in 4 bits, which PEFT prepares if one device holds it."""
+        return self.lora is not None and self.lora.base is not None
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_tokens", "new_tokens", "steps", "accumulate", "layers"):
@@ -232,7 +238,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
         stages=tuple(recorder.stages),
         kept=tuple(recorder.kept.items()),
         sums=tuple(recorder.sums.items()),
-        cast=workload.lora is not None and workload.lora.base is not None and spec.dtype.torch_name != "float32",
+        cast=workload.prepared and place is None and spec.dtype.torch_name != "float32",
         owners=tuple(recorder.owners.items()),
     )
 
@@ -268,14 +274,16 @@ def _fake_model(
     without_data = FakeTensorMode(allow_non_fake_inputs=True)
     if place is None:
         stack.enter_context(without_data)
-        return _build(spec, config, workload, recorder, stack)
+        return _build(spec, config, workload, place, recorder, stack)
     stack.enter_context(standing_at(place))
     by_accelerate = _is_by_accelerate(workload, place)
     with torch.device("meta") if by_accelerate else unloaded():
-        model = _build(spec, config, workload, recorder, stack)
+        model = _build(spec, config, workload, place, recorder, stack)
     model = cut_by_accelerate(model, place, dtype=dtype) if by_accelerate else cut(model, place)
     stack.enter_context(without_data)
     materialise(model)
+    if workload.prepared:
+        stack.enter_context(shared_codes(model))
     stack.enter_context(gathering(recorder.named, recorder.resize))
     if place.how.offload:
         stack.enter_context(offloaded(model, recorder))
@@ -290,9 +298,14 @@ def _is_by_accelerate(workload: TraceRequest, place: Place | None) -> bool:
 
 
 def _build(
-    spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, recorder: Recorder, stack: ExitStack
+    spec: ModelSpec,
+    config: Mapping[str, Any],
+    workload: TraceRequest,
+    place: Place | None,
+    recorder: Recorder,
+    stack: ExitStack,
 ) -> Any:
-    """The model with fake parameters and buffers, in the state of its mode."""
+    """The model with fake parameters and buffers, in the state of its mode; whole, whatever the place."""
     import torch
     import transformers
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -338,6 +351,7 @@ def _build(
         return model.eval()
     if workload.lora is not None and workload.lora.base is not None:
         hold_in_four_bits(model, workload.lora.base)
+    if workload.prepared and place is None:
         prepare_for_training(model, checkpointing=workload.checkpointing)
     elif workload.checkpointing:
         checkpoint(model)

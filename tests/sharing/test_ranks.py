@@ -26,6 +26,7 @@ from qwen_inspect.results.memory import Autocast, Moment, Optimizer, Run
 from qwen_inspect.results.ranks import Parallelism, Place, RankBytes
 from qwen_inspect.results.timeline import Allocate, Free, living
 from qwen_inspect.results.training import Loop, loop_of
+from qwen_inspect.sharing.four_bits import base_on_ranks
 from qwen_inspect.sharing.ranks import ranks_report, with_peaks
 from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.tracing.adapting import Adapters
@@ -194,7 +195,8 @@ JOBS: Mapping[int, tuple[Job, ...]] = {
         trained("qwen3", fsdp=2, zero_stage=2),
         trained("qwen3", fsdp=2, lora=3),
         trained("llama", fsdp=2, zero_stage=2, follow=False, lora=3),
-        trained("qwen3 in 4 bits", fsdp=2, follow=False, lora=3),
+        trained("qwen3 in 4 bits", fsdp=2, lora=3),
+        trained("qwen3 in 4 bits", "adamw_fused", fsdp=2, lora=3, facts=BY_TRAINER | {"checkpointing": True}),
         trained("qwen3 tied", "adamw_fused", fsdp=2, facts=BY_TRAINER),
         trained("qwen3", "adamw_for_loop", fsdp=2, lora=3, facts=BY_TRAINER | {"accumulate": 1, "checkpointing": True}),
         trained("qwen3", "muon", fsdp=2, facts={"accumulate": 2, "clip": True, "keep_gradients": True}),
@@ -375,11 +377,13 @@ def test_each_rank_trains_with_the_bytes_that_are_predicted(
     ("one", "rank"), FOLLOWED, ids=lambda value: value.name if isinstance(value, Job) else f"rank {value}"
 )
 def test_each_rank_asks_for_the_memory_that_its_trace_says(
-    one: Job, rank: int, runs: dict[str, list[dict[str, Any]]]
+    one: Job, rank: int, runs: dict[str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     """The real ranks, request by request: what lives after each of them, and so the peak and the end, to the byte."""
     changes = [Change(size, address, tuple(operators)) for size, address, operators in runs[one.name][rank]["changes"]]
     config = one.config
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    base = base_on_ranks(inspect(str(tmp_path))) if one.lora else None
     spec = architecture_of(config).spec
     workload = TraceRequest(
         mode="train" if one.optimizer else "generate",
@@ -389,7 +393,7 @@ def test_each_rank_asks_for_the_memory_that_its_trace_says(
         steps=STEPS if one.optimizer else 1,
         optimizer=one.optimizer or "none",
         device="cpu",
-        lora=None if one.lora is None else Adapters(rank=one.lora, targets=("all-linear",)),
+        lora=None if one.lora is None else Adapters(rank=one.lora, targets=("all-linear",), base=base),
         accumulate=one.accumulate,
         autocast=one.autocast,
         checkpointing=one.checkpointing,

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.errors import QwenInspectError, UnsupportedError
 from qwen_inspect.predicting.footprint import formula_footprint
-from qwen_inspect.results.memory import Run
+from qwen_inspect.results.memory import Autocast, Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.results.ranks import Parallelism, RankBytes
+from qwen_inspect.results.training import loop_of
 from qwen_inspect.sharing.deepspeed import deepspeed_bytes
 from qwen_inspect.sharing.plans import built_plans, plans_of
 from qwen_inspect.sharing.ranks import ranks_report, sharded
@@ -284,12 +285,20 @@ def test_what_is_offloaded_is_in_the_hosts_memory() -> None:
     assert rank.total == rank.buffers
 
 
-def test_codes_in_bytes_are_refused_for_accelerate_leaves_them_whole(tmp_path: Path) -> None:
-    section = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_storage": "uint8"}
+@pytest.mark.parametrize(
+    ("storage", "autocast", "key"),
+    [("uint8", None, "ranks_four_bits_storage"), ("float32", "bfloat16", "ranks_four_bits_autocast")],
+)
+def test_codes_that_ranks_cannot_share_are_refused(
+    storage: str, autocast: Autocast | None, key: str, tmp_path: Path
+) -> None:
+    """accelerate leaves bytes whole; FSDP2's mixed precision casts what it gathers, codes too."""
+    section = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_storage": storage}
     write_config(tmp_path, MODELS["qwen3"] | {"quantization_config": section | {"bnb_4bit_compute_dtype": "bfloat16"}})
+    run = a_run(mode="train", lora_rank=8, autocast=autocast, loop=loop_of("trainer"))
     with pytest.raises(UnsupportedError) as caught:
-        ranks_report(inspect(str(tmp_path)), a_run(mode="train", lora_rank=8), Parallelism(fsdp=2))
-    assert caught.value.message.key == "ranks_four_bits_storage"
+        ranks_report(inspect(str(tmp_path)), run, Parallelism(fsdp=2))
+    assert caught.value.message.key == key
 
 
 def test_a_class_whose_cache_cannot_be_shared_with_certainty_has_an_unknown_one() -> None:
@@ -336,7 +345,6 @@ def test_a_class_whose_cache_cannot_be_shared_with_certainty_has_an_unknown_one(
         ("--tp 2 --mode train --optimizer adamw_for_loop --loop accelerate", 7),
         ("--tp 2 --mode train --optimizer adamw_for_loop --clip", 7),
         ("--tp 2 --mode train --optimizer adamw_for_loop --lora 8 --lora-targets q_proj --loop trainer", 7),
-        ("--fsdp 2 --dtype bnb-nf4 --mode train --lora 8 --autocast bfloat16", 7),
         ("--fsdp 2 --mode train --loop trainer --padding-free", 7),
         ("--fsdp 2 --mode train --transformers 4.57", 7),
         ("--offload", 2),

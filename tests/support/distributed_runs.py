@@ -276,7 +276,12 @@ def adapted(job: dict[str, Any], models: Path) -> Any:
 
 
 def in_four_bits(job: dict[str, Any], models: Path) -> Any:
-    """To train adapters on a base that bitsandbytes quantises, with codes in the weights' dtype, which FSDP2 then cuts."""
+    """To train adapters on a base in 4 bits, which FSDP2 cuts."""
+    return sharded(quantised(job, models), job)
+
+
+def quantised(job: dict[str, Any], models: Path) -> Any:
+    """Adapters on a base that bitsandbytes quantises, with codes in the weights' dtype."""
     import peft
 
     config = dict(job["model"])
@@ -285,7 +290,8 @@ def in_four_bits(job: dict[str, Any], models: Path) -> Any:
     options = transformers.BitsAndBytesConfig(**stated, bnb_4bit_quant_storage=torch.bfloat16)
     model = found.from_pretrained(path, quantization_config=options, dtype=torch.bfloat16, device_map="cpu").train()
     peft.get_peft_model(model, peft.LoraConfig(r=job["lora"], target_modules="all-linear", task_type="CAUSAL_LM"))
-    return sharded(model, job)
+    model._hf_peft_config_loaded = True  # as add_adapter leaves it
+    return model
 
 
 def scales(model: Any) -> int:
@@ -310,14 +316,14 @@ def trained(job: dict[str, Any], models: Path) -> dict[str, Any]:
     if job["loop"]:
         return by_trainer(job, models)
     by_torch = list(job["parallel"]) == ["fsdp_size"]
-    load = loaded if not job["lora"] else adapted if by_torch else cut_and_adapted
+    by_peft = in_four_bits if "quantization_config" in job["model"] else adapted
+    load = loaded if not job["lora"] else by_peft if by_torch else cut_and_adapted
     if job["followed"] or not by_torch:
         model = load(job, models)
     with two_memories() if job["offload"] else nullcontext():
         changes = of_device(followed(lambda: some_steps(model, job))) if job["followed"] else []
     weights = None  # where transformers cuts, a part on CPU shares the storage of the whole tensor that was read
     if by_torch:
-        by_peft = in_four_bits if "quantization_config" in job["model"] else adapted
         model = (by_peft if job["lora"] else wrapped)(job, models)
         weights = allocated(model.parameters()) + scales(model)
     optimizer = optimizer_of(job["optimizer"], model)
@@ -399,9 +405,15 @@ def by_trainer(job: dict[str, Any], models: Path) -> dict[str, Any]:
     device = torch.device("cpu")  # without a number, as what is on it already
     accelerate.PartialState._shared_state.update(device=device, backend="nccl", distributed_type=kind)
     arguments.__dict__["_setup_devices"] = device
-    found, path = model_of(job, models)
-    model = found.from_pretrained(path, dtype=torch.bfloat16) if by_torch else loaded(job, models)
-    if job["lora"]:
+    in_bits = "quantization_config" in job["model"]
+    if in_bits:
+        model = quantised(job, models)
+    elif by_torch:
+        found, path = model_of(job, models)
+        model = found.from_pretrained(path, dtype=torch.bfloat16)
+    else:
+        model = loaded(job, models)
+    if job["lora"] and not in_bits:
         import peft
 
         peft.get_peft_model(model, peft.LoraConfig(r=job["lora"], target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -428,7 +440,7 @@ def by_trainer(job: dict[str, Any], models: Path) -> dict[str, Any]:
         changes = of_device(followed(lambda: (made.train(), made)))
     start = max(place for place, change in enumerate(changes) if change[0] == 0)
     return {
-        "weights": allocated(model.parameters()) if by_torch else None,
+        "weights": allocated(model.parameters()) + scales(model) if by_torch else None,
         "rows": held(model.parameters()),
         "optimizer": states(made.optimizer, job["optimizer"]),
         "changes": changes[start + 1 :],
