@@ -47,7 +47,7 @@ TEXT = {
     "ranks_four_bits": "bitsandbytes 的 4 位权重在多个设备上的分布，仅支持 --mode train 与 --lora、且单独使用 --fsdp（ZeRO 阶段 2 和 3）的情况",
     "ranks_four_bits_kind": "FSDP 下在 4 位权重旁训练 LoRA，暂不支持 --dora、--lora-parameters 和 --modules-to-save",
     "ranks_four_bits_storage": "bnb_4bit_quant_storage 为 {found}，accelerate 会把这样的权重完整保留在每个 rank 上；改用浮点类型 {dtype}，FSDP 才会切分",
-    "assume_ranks_four_bits": "bitsandbytes 4 位基座：编码以权重的 dtype 存放（bnb_4bit_quant_storage）并被切分，缩放系数与查找表在每个 rank 上都是完整的；未量化的部分保持原 dtype，与 PEFT 的 FSDP 方案一致；仅在给出 --checkpointing 时使用激活检查点",
+    "assume_ranks_four_bits": "bitsandbytes 4 位基座：编码以权重的 dtype 存放（bnb_4bit_quant_storage）并被切分，缩放系数与查找表在每个 rank 上都是完整的；未量化的部分保持原 dtype，与 PEFT 的 FSDP 方案一致；仅在给出 --checkpointing 时使用激活重计算",
     "ranks_quantised": "暂不预测量化权重（{method}）在多个设备上的分布",
     # --- device map
     "device_map_train": "--device-map 只用于 --mode generate 与 forward",
