@@ -179,6 +179,8 @@ def shared_codes(model: Any) -> Iterator[None]:
     def found(module: Any) -> None:
         module.weight.quant_state = module.quant_state
 
+    from .kernels import replaced
+
     with replaced([(bitsandbytes().nn.modules, "fix_4bit_weight_quant_state_from_module", found)]):
         yield
 
