@@ -103,9 +103,9 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def _part(config: Mapping[str, Any], key: str, model_type: str) -> Mapping[str, Any]:
+def _part(config: Mapping[str, Any], key: str, *model_types: str) -> Mapping[str, Any]:
     """The nested configuration; a missing or null one is the class's default."""
-    return {} if config.get(key) is None else part(config, key, model_types=(model_type,))
+    return {} if config.get(key) is None else part(config, key, model_types=model_types)
 
 
 def _dense_decoder(text: Mapping[str, Any], dtype: DType) -> tuple[Module, Decoder]:
@@ -138,7 +138,8 @@ def _sparse_decoder(text: Mapping[str, Any], dtype: DType) -> tuple[Module, Deco
 
 
 def _read_vision(config: Mapping[str, Any]) -> dict[str, Any]:
-    nested = _part(config, "vision_config", f"{config['model_type']}_vision")
+    family = str(config["model_type"])  # which older releases have here too
+    nested = _part(config, "vision_config", f"{family}_vision", family)
     vision = {**VISION, **with_aliases(nested, {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"})}
     rope = vision.get("rope_scaling") or vision.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else rope

@@ -21,6 +21,13 @@ def test_a_family_is_what_transformers_builds(model_type: str) -> None:
         assert_is_what_transformers_builds(varied(model_type, seed))
 
 
+@pytest.mark.parametrize("model_type", ["glm4v", "glm4v_moe"])
+def test_a_tower_that_names_the_whole_model_is_read(model_type: str) -> None:
+    config = varied(model_type, 0)
+    config["vision_config"] = {**config["vision_config"], "model_type": model_type}
+    assert_is_what_transformers_builds(config)
+
+
 @pytest.mark.parametrize(("model_type", "seed"), [("gemma4", 0), ("gemma4_text", 2)])
 def test_heads_that_transformers_saves_layer_by_layer_are_read(model_type: str, seed: int) -> None:
     """In the second, whose heads of full attention are as wide as the others, it saves none."""
