@@ -23,11 +23,11 @@ class Recorder(Protocol):
     def record(self) -> Record | None: ...
 
 
-def check_capacity(needed_bytes: int, free_bytes: int | None, device: str) -> None:
-    """UnavailableError, with the figures, if a run cannot fit; passes if the free memory is unknown."""
+def check_capacity(needed_bytes: int, free_bytes: int | None, device: str, *, key: str = "no_room") -> None:
+    """UnavailableError, with the figures, if a run cannot fit; passes if the free memory is unknown. key: of its sentence."""
     if free_bytes is not None and needed_bytes > free_bytes:
         raise UnavailableError(
-            "no_room",
+            key,
             device=device,
             needed=size(needed_bytes),
             free=size(free_bytes),

@@ -73,10 +73,14 @@ def _made(report: Report, run: Run, request: Request, access: Access) -> MemoryR
     # Random weights are allocated one by one on the device; transformers' loader of files allocates a warm-up block first.
     loader: Loader = "per-tensor" if request.random_weights else "warmup"
     run = replace(run, device="cpu" if device == "cpu" else "cuda", gpu=_card(device), loader=loader)
+    if not request.force:  # before weights are fetched and anything is traced
+        check_capacity(sum(report.known.loaded_bytes), _free_bytes(device), device, key="no_room_for_weights")
     directory = None if request.random_weights else weights_directory(report.ref, access)
     memory = predict(report, run, course_points=request.course_points)
     if not request.force:
-        _refuse_what_cannot_fit(memory, device)
+        predicted = memory.predicted
+        needed = predicted.peak_reserved or (predicted.peak or predicted.steady).allocated or predicted.steady.weights
+        check_capacity(needed, _free_bytes(device), device)
     timeline = _timeline(memory)
     if timeline is not None and memory.predicted.provenance != versions():
         traced = Message("traced_elsewhere", traced=memory.predicted.provenance, running=versions())
@@ -196,15 +200,12 @@ def _context(device: str) -> Any:
     return cuda_reading("context", _indices(device))
 
 
-def _refuse_what_cannot_fit(memory: MemoryReport, device: str) -> None:
-    predicted = memory.predicted
-    needed = predicted.peak_reserved or (predicted.peak or predicted.steady).allocated or predicted.steady.weights
+def _free_bytes(device: str) -> int | None:
     if device == "cpu":
-        check_capacity(needed, free_host_bytes(), device)
-        return
+        return free_host_bytes()
     import torch
 
-    check_capacity(needed, sum(torch.cuda.mem_get_info(index)[0] for index in _indices(device)), device)
+    return sum(int(torch.cuda.mem_get_info(index)[0]) for index in _indices(device))
 
 
 @contextmanager

@@ -332,12 +332,24 @@ def test_options_of_a_device_need_one(option: tuple[str, ...]) -> None:
     assert run("memory", *option).code == 2
 
 
-def test_what_cannot_fit_is_refused_with_the_sum() -> None:
-    shown = run("memory", "catalog:Qwen/Qwen3-235B-A22B", "--device", "cpu", "--random-weights", "--lang", "en")
+def test_weights_that_cannot_fit_are_refused_with_the_sum() -> None:
+    """Before any are fetched."""
+    shown = run("memory", "catalog:Qwen/Qwen3-235B-A22B", "--device", "cpu", "--lang", "en")
     assert shown.code == 8
+    assert "The weights alone" in shown.err
     # 235,093,634,560 parameters of 2 bytes are 437.9 GiB.
     needed, free, short = (float(number) for number in re.findall(r"([\d.]+) GiB", shown.err))
     assert needed > 437.8
+    assert abs(needed - free - short) < 0.02
+
+
+def test_a_run_that_cannot_fit_is_refused_with_the_sum() -> None:
+    typed = ("--device", "cpu", "--random-weights", "--batch", "64", "--context", "40960", "--lang", "en")
+    shown = run("memory", "catalog:Qwen/Qwen3-0.6B", *typed)
+    assert shown.code == 8
+    assert "The run needs" in shown.err
+    needed, free, short = (float(number) for number in re.findall(r"([\d.]+) GiB", shown.err))
+    assert needed > 280  # the cache alone: 4.375 GiB of a sequence
     assert abs(needed - free - short) < 0.02
 
 
@@ -386,7 +398,7 @@ def test_an_interrupted_run_says_that_it_is_partial(saved: Callable[[str], Path]
     maps = Path(f"/proc/{process.pid}/maps")
     while "libtorch_cpu" not in maps.read_text():
         time.sleep(0.1)
-    time.sleep(15)
+    time.sleep(8)
     os.kill(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

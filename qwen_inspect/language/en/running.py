@@ -134,6 +134,7 @@ TEXT = {
     "measure_quantised": "Measuring a quantised model ({method}) is not supported: what its kernels need is not installed or not known here",
     "snapshot_needs_cuda": "A memory snapshot is CUDA's own; measure with --device cuda",
     "no_room": "The run needs {needed} on {device}, where {free} are free: {short} short. Take a smaller batch or context, or --force",
+    "no_room_for_weights": "The weights alone need {needed} on {device}, where {free} are free: {short} short. Take a smaller model or dtype, or --force",
     "needs_device": "{option} needs --device",
     "random_on_one_device": "Random weights are made on one device; name it: cpu, cuda or cuda:N",
     "traced_elsewhere": "The prediction comes from a trace made with {traced}; {running} runs here",

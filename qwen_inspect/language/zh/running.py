@@ -134,6 +134,7 @@ TEXT = {
     "measure_quantised": "不支持实测量化模型（{method}）：其 kernel 未安装，或本工具不支持",
     "snapshot_needs_cuda": "内存快照仅 CUDA 提供；请使用 --device cuda",
     "no_room": "该运行在 {device} 上需要 {needed}，可用 {free}，缺少 {short}。请减小批大小或上下文，或使用 --force",
+    "no_room_for_weights": "仅权重在 {device} 上就需要 {needed}，可用 {free}，缺少 {short}。请换用更小的模型或数据类型，或使用 --force",
     "needs_device": "{option} 需要与 --device 合用",
     "random_on_one_device": "随机权重只在一个设备上生成；请指明：cpu、cuda 或 cuda:N",
     "traced_elsewhere": "预测所用的追踪记录由 {traced} 生成，本机运行的是 {running}",
