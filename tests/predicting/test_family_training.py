@@ -59,7 +59,7 @@ def assert_as_transformers(config: Mapping[str, Any], **changes: Any) -> None:
     theirs = trace(report.spec, config, trace_request(plan.run, plan.four_bits))
     mine = composed.at(Point(run.batch, run.prompt_tokens, run.prompt_tokens))
     assert mine.stages == theirs.stages
-    in_forms = freed_forms if config.get("model_type") == "gemma3_text" else tuple
+    in_forms = freed_forms if config.get("model_type") in ("gemma3_text", "olmo3") else tuple
     assert in_forms(without_order_of_frees(mine.events)) == in_forms(without_order_of_frees(theirs.events))
     assert (mine.sums, mine.cast) == (theirs.sums, theirs.cast)
 
@@ -69,8 +69,8 @@ def adapted_modules(variant: Variant) -> tuple[str, ...]:
 
 
 def freed_forms(events: Sequence[Event]) -> tuple[object, ...]:
-    """The events, of what is freed its size and who made it: transformers 5.23 makes Gemma 3's two tables of RoPE, equal in size,
-    in the order of a set of strings, which differs from process to process (modeling_gemma3.py, `set(self.config.layer_types)`).
+    """The events, of what is freed its size and who made it: transformers 5.23 makes Gemma 3's and OLMo 3's two tables of RoPE,
+    equal in size, in the order of a set of strings, which differs from process to process (`set(self.config.layer_types)`).
     """
     forms = {event.id: event._replace(id=0) for event in events if isinstance(event, Allocate)}
     return tuple(event if isinstance(event, Allocate) else forms[event.id] for event in events)
