@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from qwen_inspect.architectures.families import CLASSES
+from qwen_inspect.cli import main
 from qwen_inspect.media.counting import media_of
 from qwen_inspect.predicting import sources
 from qwen_inspect.predicting.families.few_layers import traced_in_few_layers
@@ -162,6 +164,18 @@ def numbered(timeline: Any) -> tuple[object, ...]:
         rows.append((number, *event[1:]))
     kept = sorted((numbers[identity], use) for identity, use in timeline.kept)
     return rows, timeline.stages, kept
+
+
+@pytest.mark.parametrize("mode", ["generate", "train"])
+@pytest.mark.parametrize(("key", "value"), [("window_size", "x"), ("fullatt_block_indexes", [["a"]])])
+def test_a_tower_of_wrong_values_is_refused_in_a_line(
+    mode: str, key: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = deep("qwen2_5_vl", random.Random(1))
+    config["vision_config"][key] = value
+    typed = ["--image", "64x64", "--mode", mode, "--context", "40", "--lang", "en"]
+    assert main(["memory", str(write_config(tmp_path, config)), *typed]) == 7
+    assert re.search(f"transformers .* cannot build this configuration: .*{key}", capsys.readouterr().err)
 
 
 def test_the_fewest_layers_have_all_neighbours() -> None:
