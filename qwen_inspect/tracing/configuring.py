@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 
-from ..architectures.generic.building import quiet
-from ..errors import UnavailableError, UnsupportedError
+from ..architectures.generic.building import not_built, quiet
+from ..errors import UnavailableError
 from ..typed import Any
 
 
@@ -17,7 +17,7 @@ def configuration_of(config: Mapping[str, Any]) -> Any:
     try:
         import torch  # noqa: F401  # which a configuration imports for its dtype
         from huggingface_hub.errors import StrictDataclassError
-        from transformers import AutoConfig, __version__
+        from transformers import AutoConfig
     except ImportError as error:
         raise UnavailableError("extra_missing", package=error.name, extra="torch") from None
     dense = {key: value for key, value in config.items() if key != "quantization_config"}
@@ -33,6 +33,4 @@ def configuration_of(config: Mapping[str, Any]) -> Any:
         ValueError,
         StrictDataclassError,
     ) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = " ".join(lines[-1 if isinstance(error, StrictDataclassError) else 0].split())[:300]
-        raise UnsupportedError("instantiate_failed", reason=reason, version=__version__) from None
+        raise not_built(error) from None

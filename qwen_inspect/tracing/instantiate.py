@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 
-from ..architectures.generic.building import as_loaded, quiet
+from ..architectures.generic.building import as_loaded, not_built, quiet
 from ..checkpoint import DTYPE_OF_TORCH_NAME, Tensor
-from ..errors import UnavailableError, UnsupportedError
+from ..errors import UnavailableError
 from ..spec import ModelSpec
 from ..typed import Any
 from ..values import dataclass
@@ -74,5 +74,4 @@ def build(spec: ModelSpec, config: Mapping[str, Any], *, device: str, dtype: str
     except torch.cuda.OutOfMemoryError:
         raise
     except (AttributeError, ImportError, KeyError, TypeError, ValueError, RuntimeError, StrictDataclassError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnsupportedError("instantiate_failed", reason=first_line, version=transformers.__version__) from None
+        raise not_built(error) from None

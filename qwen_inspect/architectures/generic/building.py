@@ -144,7 +144,6 @@ def as_loaded(model: Any, dtype: Any) -> None:
 def build_own(config: Mapping[str, Any], own: Mapping[str, Any], code: Path) -> Any:
     """The model of the class defined in the directory `code`, on meta. Runs that code, never code of another repository."""
     import torch
-    import transformers
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     references = [own.get(name) for name in ("AutoConfig", "AutoModelForCausalLM")]
@@ -163,9 +162,7 @@ def build_own(config: Mapping[str, Any], own: Mapping[str, Any], code: Path) -> 
     except QwenInspectError:
         raise
     except Exception as error:  # foreign code may raise anything
-        lines = str(error).strip().splitlines()
-        reason = lines[0][:300] if lines else type(error).__name__
-        raise UnsupportedError("instantiate_failed", reason=reason, version=transformers.__version__) from None
+        raise not_built(error) from None
     return model.eval()
 
 
@@ -212,3 +209,15 @@ def _class_of(configuration: Any, architectures: object) -> Any:
             classes = auto._model_mapping[type(configuration)]
             return classes[0] if isinstance(classes, (tuple, list)) else classes
     raise UnsupportedError("generic_no_language_model", found=configuration.model_type, name=shown(name))
+
+
+def not_built(error: Exception) -> UnsupportedError:
+    """That transformers cannot build a configuration, with the line of its error that says why: of a value of the wrong type the
+    last, of others the first.
+    """
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = " ".join(lines[-1 if isinstance(error, StrictDataclassError) else 0].split())[:300]
+    return UnsupportedError("instantiate_failed", reason=reason, version=transformers.__version__)
