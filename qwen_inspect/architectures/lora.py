@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import MalformedError, UnsupportedError
 from ..results.lora import Lora
+from ..results.memory import DEFAULT_ALPHA
 from ..standard import re
 from ..typed import Any
 from .pattern_syntax import parse
@@ -42,7 +43,7 @@ def read_lora(config: Mapping[str, Any]) -> Lora:
     bias = config.get("bias", "none")
     if bias not in ("none", "all", "lora_only"):
         raise UnsupportedError("adapter_option", key="bias", found=shown(bias))
-    alpha = number(config, "lora_alpha", default=8)
+    alpha = number(config, "lora_alpha", default=DEFAULT_ALPHA)
     ranks = _by_pattern(config, "rank_pattern")
     for key in ranks:
         integer(ranks, key, at_most=HIGHEST_RANK)

@@ -9,7 +9,8 @@ ENGINE_OPTIONS: Mapping[str, Sequence[str]] = {
     "transformers": (
         *("mode", "new_tokens", "attention", "cache", "load", "padded"),
         *("optimizer", "checkpointing", "trained", "freeze", "accumulate", "autocast"),
-        *("lora", "lora_targets", "lora_parameters", "modules_to_save", "dora", "rslora"),
+        *("lora", "lora_targets", "lora_parameters", "modules_to_save", "lora_alpha"),
+        *("lora_dropout", "dora", "rslora"),
         *("loop", "keep_gradients", "keep_logits", "clip", "ema", "loss", "completion_only"),
         *("padding_free", "packing", "transformers"),
         *("image", "video", "audio", "min_pixels", "max_pixels", "total_pixels", "fps"),

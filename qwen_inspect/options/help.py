@@ -36,7 +36,8 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "options_media": ("--image", "--video", "--audio", "--min-pixels", "--max-pixels", "--total-pixels", "--fps"),
     "options_card": ("--gpu", "--memory", "--beyond-limit"),
     "options_training": (
-        *("--lora", "--lora-targets", "--lora-parameters", "--modules-to-save", "--dora", "--rslora"),
+        *("--lora", "--lora-targets", "--lora-parameters", "--modules-to-save"),
+        *("--lora-alpha", "--lora-dropout", "--dora", "--rslora"),
         *("--trained", "--freeze", "--optimizer", "--accumulate", "--no-checkpointing"),
         *("--loop", "--loss", "--completion-only", "--padding-free", "--packing", "--ema"),
         *("--no-keep-gradients", "--no-keep-logits", "--no-clip"),

@@ -11,7 +11,7 @@ from ..language import Language
 from ..typed import TYPE_CHECKING
 from . import given, model
 from .parser import Namespace, Parser
-from .values import number_format, positive, tokens
+from .values import number_format, positive, probability, tokens
 
 if TYPE_CHECKING:
     from ..results.media import Request
@@ -41,7 +41,10 @@ OPTIMIZERS = (
     *("sgd", "sgd_momentum", "adafactor", "lion", "lion_8bit", "muon", "none"),
 )
 
-OF_LORA = ("lora_targets", "lora_parameters", "modules_to_save", "dora", "rslora")
+OF_LORA = (
+    *("lora_targets", "lora_parameters", "modules_to_save", "lora_alpha", "lora_dropout"),
+    *("dora", "rslora"),
+)
 
 
 def declare(command: Parser, say: Language) -> None:
@@ -63,6 +66,8 @@ def declare(command: Parser, say: Language) -> None:
     add("--lora-targets", metavar="NAMES", help=say("help_lora_targets"))
     add("--lora-parameters", metavar="NAMES", help=say("help_lora_parameters"))
     add("--modules-to-save", metavar="NAMES", help=say("help_modules_to_save"))
+    add("--lora-alpha", type=positive(say), metavar="ALPHA", help=say("help_lora_alpha"))
+    add("--lora-dropout", type=probability(say), metavar="P", help=say("help_lora_dropout"))
     add("--dora", action="store_true", help=say("help_dora"))
     add("--rslora", action="store_true", help=say("help_rslora"))
     add("--accumulate", type=positive(say), default=1, metavar="N", help=say("help_accumulate"))
@@ -136,7 +141,7 @@ def say_dtype(options: Namespace, say: Language) -> None:
 
 def run_of(options: Namespace, *, gpu: str | None) -> Run:
     """The run to predict for `gpu`. Raises UsageError for LoRA options without --lora and training options in other modes."""
-    from ..results.memory import Run
+    from ..results.memory import DEFAULT_ALPHA, Run
     from ..results.training import loop_of
 
     if options.lora is None and (typed := given(options, *OF_LORA)):
@@ -166,6 +171,8 @@ def run_of(options: Namespace, *, gpu: str | None) -> Run:
         lora_targets=_names(options.lora_targets) if named else ("all-linear",),
         lora_parameters=_names(options.lora_parameters),
         saved_modules=_names(options.modules_to_save),
+        lora_alpha=options.lora_alpha or DEFAULT_ALPHA,
+        lora_dropout=options.lora_dropout or 0.0,
         dora=options.dora,
         rslora=options.rslora,
         frozen=options.freeze,

@@ -45,6 +45,10 @@ def tokens(say: Language) -> Reader[int]:
     return reader(parse_tokens, "usage_tokens", say)
 
 
+def probability(say: Language) -> Reader[float]:
+    return reader(parse_probability, "usage_probability", say)
+
+
 def size(say: Language) -> Reader[tuple[str, int]]:
     """A size such as 16GiB: as typed, and in bytes."""
     return reader(lambda text: (text, parse_size(text)), "usage_size", say)
@@ -61,6 +65,13 @@ def parse_positive(text: str) -> int:
     if not (digits.isascii() and digits.isdigit()) or len(digits) > 18 or int(digits) == 0:
         raise ValueError
     return int(digits)
+
+
+def parse_probability(text: str) -> float:
+    """A number of 0 to 1."""
+    if not 0 <= (value := float(text)) <= 1:
+        raise ValueError
+    return value
 
 
 def parse_share(text: str) -> float:

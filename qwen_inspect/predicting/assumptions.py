@@ -166,7 +166,8 @@ def _training_assumptions(run: Run) -> Iterator[Message]:
     if run.optimizer in ("adafactor", "muon") or run.optimizer.startswith("paged"):
         yield Message(f"assume_optimizer_{run.optimizer.partition('_')[0]}")
     if run.lora_rank is not None:
-        yield Message("assume_lora" if run.autocast is None else "assume_lora_autocast")
+        adapters = "assume_lora" if run.autocast is None else "assume_lora_autocast"
+        yield Message(adapters, alpha=run.lora_alpha, dropout=run.lora_dropout)
         if run.rslora:
             yield Message("assume_rslora")
     if run.accumulate > 1:

@@ -30,6 +30,8 @@ Cache = Literal["dynamic", "static"]
 Autocast = Literal["bfloat16", "float16"]
 Method = Literal["trace", "formula", "stored", "measured"]
 
+DEFAULT_ALPHA = 8  # of LoRA's scale. Source: PEFT 0.21, LoraConfig.lora_alpha
+
 PACKING = ("4.53", "4.54", "4.55", "4.56", "4.57")
 
 # What a process with PyTorch takes of a card outside its allocator: the CUDA context and what is loaded into it. For a card that
@@ -218,11 +220,11 @@ class Run:
     Only for training: optimizer, checkpointing, accumulate (micro-batches in a step), trained and frozen (regular expressions on
     parameters' names: those that train, and those of them that do not). Of LoRA: lora_rank, lora_targets (suffixes of modules'
     names, or only "all-linear"), lora_parameters (suffixes of parameters' names), saved_modules (suffixes of the names of modules
-    that are trained as whole copies), dora, rslora. checkpointing: None is PEFT's default, on with a quantised base. attention: a
-    kernel, or "auto" for `from_pretrained`'s choice, which a prediction's run then names. cache_format: as in `Workload`. cache:
-    for `generate`; "static" has a fixed length from the start. device: "cuda", or "cpu", whose allocator neither rounds nor
-    caches. padded: sequences differ in length, so all but the longest are padded and there is a mask. autocast: torch.autocast's
-    dtype, if enabled. loop: what is around a training step.
+    that are trained as whole copies), lora_alpha, lora_dropout, dora, rslora. checkpointing: None is PEFT's default, on with a
+    quantised base. attention: a kernel, or "auto" for `from_pretrained`'s choice, which a prediction's run then names.
+    cache_format: as in `Workload`. cache: for `generate`; "static" has a fixed length from the start. device: "cuda", or "cpu",
+    whose allocator neither rounds nor caches. padded: sequences differ in length, so all but the longest are padded and there
+    is a mask. autocast: torch.autocast's dtype, if enabled. loop: what is around a training step.
     transformers: the version to predict, such as 4.57; None for the installed one. media: images and videos of every sequence.
     """
 
@@ -242,6 +244,8 @@ class Run:
     lora_targets: tuple[str, ...] = ("all-linear",)
     lora_parameters: tuple[str, ...] = ()
     saved_modules: tuple[str, ...] = ()
+    lora_alpha: int = DEFAULT_ALPHA
+    lora_dropout: float = 0.0
     dora: bool = False
     rslora: bool = False
     frozen: str = ""

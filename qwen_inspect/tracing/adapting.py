@@ -1,7 +1,7 @@
 """Prepares a model for training as PEFT does: adapters on frozen weights, dense or in 4 bits.
 
 The same functions serve fake models, whose memory is traced, and real ones, whose memory is measured.
-Assumed: PEFT's default dtypes for adapters (float32 beside a 16-bit base), no dropout, no trained bias. A 4-bit base is prepared
+Assumed: PEFT's default dtypes for adapters (float32 beside a 16-bit base), no trained bias. A 4-bit base is prepared
 by `prepare_model_for_kbit_training`: everything that is not quantised is cast to float32.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import UnavailableError, UnsupportedError
+from ..results.memory import DEFAULT_ALPHA
 from ..results.quantisation import Bnb4
 from ..standard import compiled, import_module
 from ..typed import TYPE_CHECKING, Any
@@ -36,14 +37,17 @@ class FourBits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapters:
     """LoRA matrices of `rank`, as in PEFT's LoraConfig: targets is target_modules, parameters target_parameters, saved
-    modules_to_save, dora use_dora.
+    modules_to_save, dora use_dora, stabilised use_rslora.
     """
 
     rank: int
     targets: tuple[str, ...]
     parameters: tuple[str, ...] = ()
     saved: tuple[str, ...] = ()
+    alpha: int = DEFAULT_ALPHA
+    dropout: float = 0.0
     dora: bool = False
+    stabilised: bool = False
     base: FourBits | None = None
 
 
@@ -56,7 +60,10 @@ def adapters_of(run: Run, base: object = None) -> Adapters | None:
         targets=run.lora_targets,
         parameters=run.lora_parameters,
         saved=run.saved_modules,
+        alpha=run.lora_alpha,
+        dropout=run.lora_dropout,
         dora=run.dora,
+        stabilised=run.rslora,
         base=base if isinstance(base, FourBits) else None,
     )
 
@@ -73,7 +80,10 @@ def adapt(model: Any, adapters: Adapters) -> None:
         target_modules=targets,
         target_parameters=list(adapters.parameters) or None,
         modules_to_save=list(adapters.saved) or None,
+        lora_alpha=adapters.alpha,
+        lora_dropout=adapters.dropout,
         use_dora=adapters.dora,
+        use_rslora=adapters.stabilised,
         task_type="CAUSAL_LM",
     )
     try:

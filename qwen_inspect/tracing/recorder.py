@@ -325,7 +325,9 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
                 masking = shared and module.endswith("embed_tokens")
                 left_out = operator in on_host and (module == "optimizer" or masking or makes_cache.get())
                 see = recorder.leave_out if left_out else recorder.see
-                for tensor in tensors_in(outputs):
+                made = tensors_in(outputs)
+                # Its mask is made first. Source: torch 2.13, aten/src/ATen/native/cuda/Dropout.cu, dropout_cuda
+                for tensor in reversed([*made]) if operator is aten.native_dropout.default else made:
                     see(tensor, recorder.operator or name, module=recorder.owner or module)
                 if module == "optimizer":
                     recorder.follow(outputs, args)

@@ -19,6 +19,7 @@ from ..support.families import FAMILIES
 from ..support.following import Run, follow, profiled
 from ..support.real_runs import PROMPT, real_model, traced
 from ..support.real_training import STEP_COUNTER_BYTES, on_cpu
+from ..support.small_models import small_config
 
 STEPS = 2
 RANK = 4
@@ -62,7 +63,10 @@ def adapted(model: Any, adapters: Adapters) -> Any:
         target_modules=chosen,
         target_parameters=list(adapters.parameters) or None,
         modules_to_save=list(adapters.saved) or None,
+        lora_alpha=adapters.alpha,
+        lora_dropout=adapters.dropout,
         use_dora=adapters.dora,
+        use_rslora=adapters.stabilised,
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, config).train()
@@ -95,20 +99,29 @@ EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
         ("qwen3", {"targets": ("q_proj",), "saved": ("lm_head", "norm")}, "adamw_foreach", 1, 1, False),
         ("qwen3_moe", {"targets": (), "parameters": EXPERTS}, "adamw_fused", 2, 1, False),
         ("qwen3_moe", {"targets": ("q_proj", "v_proj"), "parameters": EXPERTS}, "adamw_foreach", 1, 2, True),
+        ("qwen3_moe", {"targets": (), "parameters": EXPERTS, "alpha": RANK}, "sgd", 2, 1, False),
+        ("qwen3_moe", {"targets": (), "parameters": EXPERTS, "alpha": 2, "stabilised": True}, "sgd", 2, 1, False),
+        ("qwen3", {"targets": ("all-linear",), "dropout": 0.1}, "sgd", 2, 1, False),
+        ("qwen3", {"targets": ("q_proj",), "dropout": 0.1, "dora": True}, "sgd", 1, 1, True),
         pytest.param("qwen3_moe", {"targets": ("all-linear",)}, "none", 1, 3, False, marks=pytest.mark.exhaustive),
     ],
-    ids=["linear", "dora", "embedding and a copy", "copies of tied modules", "experts", "experts checkpointed", "fused names"],
+    ids=[
+        *("linear", "dora", "embedding and a copy", "copies of tied modules", "experts", "experts checkpointed"),
+        *("a scale of 1", "a stabilised scale of 1", "dropout", "dropout checkpointed", "fused names"),
+    ],
 )  # fmt: skip
 def test_training_adapters_takes_what_the_trace_says(
     family: str, adapters: dict[str, Any], optimizer: str, batch: int, accumulate: int, checkpointing: bool
 ) -> None:
-    """The real model under a real PeftModel: what lives after each request, and so the peak and the end, to the byte."""
+    """The real model under a real PeftModel: what lives after each request, and so the peak and the end, to the byte. Dropout is
+    another on CUDA."""
     model = real_model(FAMILIES[family])
     if checkpointing:
         checkpoint(model)
     lora = Adapters(rank=RANK, **adapters)
     timeline = traced(
         FAMILIES[family],
+        device="cpu" if lora.dropout else "cuda",
         mode="train",
         batch=batch,
         prompt_tokens=PROMPT,
@@ -235,3 +248,24 @@ def test_an_8_bit_optimizer_takes_its_tables_and_states_with_its_first_step() ->
     # Two tables of 256 values; then for A and B (64 x 64 each) of two layers two times 4,096 codes and 16 scales.
     assert made == [1024, 1024, *[4096, 4096, 64, 64] * 4]
     assert not {event.id for event in first if isinstance(event, Allocate) and event.module == "optimizer"} & freed
+
+
+def test_dropout_keeps_a_byte_for_each_number_on_cuda() -> None:
+    """Its mask, before its output; on CPU a factor as wide as its input, which `test_training_adapters_takes_what_the_trace_says`
+    follows. Source: torch 2.13, aten/src/ATen/native/Dropout.cpp and cuda/Dropout.cu, dropout_cuda
+    """
+    config = {**small_config("gpt2"), "architectures": ["GPT2LMHeadModel"]}
+    numbers = PROMPT * config["n_embd"]
+    dropped = [2 * numbers] * 3  # the factor or mask, the output and its gradient, in bfloat16
+
+    def taken(device: str) -> list[list[int]]:
+        timeline = traced(config, mode="train", prompt_tokens=PROMPT, optimizer="sgd", device=device)
+        requests = [event for event in timeline.events if isinstance(event, Allocate) and "drop" in event.module]
+        by_module: dict[str, list[int]] = {}
+        for request in requests:
+            by_module.setdefault(request.module, []).append(request.size_bytes)
+        return [*by_module.values()]
+
+    modules = 1 + 2 * config["n_layer"]
+    assert taken("cpu") == [dropped] * modules
+    assert taken("cuda") == [[numbers, *dropped[1:]]] * modules

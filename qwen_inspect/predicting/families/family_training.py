@@ -33,7 +33,7 @@ LOOP = "gradients and logits dropped"  # the loop that the traces are of: `traci
 # What of a run is another workload, or another device's: the loop is the same.
 CHOSEN = (
     "batch", "prompt_tokens", "new_tokens", "attention", "loader", "gpu", "allocator", "calibration", "optimizer", "accumulate",
-    "checkpointing", "lora_rank", "lora_targets",
+    "checkpointing", "lora_rank", "lora_targets", "lora_alpha",
 )  # fmt: skip
 # What belongs to a weight that bitsandbytes packed, in the order of a trace; nested scales have an offset on the device.
 PACKED_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", "nested_absmax.offset")
@@ -143,6 +143,11 @@ def trained_options(plan: Plan) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if plan.matrices:
         options["lora"] = _of_any_layer(matrix.module for matrix in plan.matrices)
+        # The scale is a factor of a sum over stacked experts, whose gradients are multiplied by no factor of 1.
+        # Source: PEFT 0.21, lora/layer.py, _LoraFactorsProxy; torch 2.13, FunctionsManual.cpp, maybe_multiply
+        parameters = {tensor.name for tensor in plan.weights}
+        if not parameters.isdisjoint({matrix.module for matrix in plan.matrices}):
+            options["scaled"] = plan.run.lora_alpha != plan.run.lora_rank
     if (base := plan.four_bits) is not None:
         scheme = base.scheme
         options["base"] = [scheme.kind, scheme.double, str(scheme.storage), base.dtype, *_of_any_layer(base.modules)]

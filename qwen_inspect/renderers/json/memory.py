@@ -35,7 +35,10 @@ class TrainingJSON(TypedDict):
     lora_targets: list[str] | None
     lora_parameters: list[str] | None
     modules_to_save: list[str] | None
+    lora_alpha: Positive | None
+    lora_dropout: float | None
     dora: bool
+    rslora: bool
     trained: str
     """The regular expression of --trained; "" for all parameters."""
     frozen: str
@@ -144,7 +147,10 @@ def _training(training: Training, run: Run) -> TrainingJSON:
         "lora_targets": None if run.lora_rank is None else list(run.lora_targets),
         "lora_parameters": None if run.lora_rank is None else list(run.lora_parameters),
         "modules_to_save": None if run.lora_rank is None else list(run.saved_modules),
+        "lora_alpha": None if run.lora_rank is None else run.lora_alpha,
+        "lora_dropout": None if run.lora_rank is None else run.lora_dropout,
         "dora": run.dora,
+        "rslora": run.rslora,
         "trained": run.trained,
         "frozen": run.frozen,
         "optimizer": run.optimizer,
