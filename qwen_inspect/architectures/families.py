@@ -92,6 +92,7 @@ _TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "mixtral": ("MixtralForCausalLM", "MixtralModel"),
     },
     "mistral3": {"mistral3": ("Mistral3ForConditionalGeneration", "Mistral3Model")},
+    "internvl": {"internvl": ("InternVLForConditionalGeneration", "InternVLModel")},
     "cohere": {
         "cohere": ("CohereForCausalLM", "CohereModel"),
         "cohere2": ("Cohere2ForCausalLM", "Cohere2Model"),
@@ -156,3 +157,5 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
 FAMILIES: Mapping[str, str] = {
     model_type: module for module, types in _TYPES.items() for model_type in types
 }  # model_type -> module
+# model_type -> the decoders within it that are known, where transformers takes any; the others are left to it.
+TEXTS: Mapping[str, tuple[str, ...]] = {"internvl": ("qwen2", "qwen3", "qwen3_moe", "llama", "gpt_oss")}

@@ -23,7 +23,7 @@ from ..spec import (
     SlidingAttention,
 )
 from ..typed import Any
-from .families import CLASSES
+from .families import CLASSES, TEXTS
 from .saved_heads import SAVED, as_released
 
 # Far above every released model: a larger value means a damaged or hostile file.
@@ -304,15 +304,19 @@ def class_prefix_of(class_name: str) -> str:
 
 
 def is_described(config: Mapping[str, Any]) -> bool:
-    """Whether the class of `config` is described here; never if layers differ in more than their types.
+    """Whether the class of `config` is described here; never if layers differ in more than their types, or if the decoder within
+    is of a type that is not known there.
 
     Source: transformers 5.23, HeterogeneousConfigMixin: `per_layer_config` changes any key for single layers.
     """
     classes = CLASSES.get(config["model_type"])
     if classes is None or read_class_name(config) not in classes:
         return False
-    config = as_released(config)
-    return not any(isinstance(part, Mapping) and part.get(SAVED) for part in (config, config.get("text_config")))
+    config, known = as_released(config), TEXTS.get(config["model_type"])
+    text = config.get("text_config")
+    if known and isinstance(text, Mapping) and text.get("model_type") not in (None, *known):
+        return False
+    return not any(isinstance(part, Mapping) and part.get(SAVED) for part in (config, text))
 
 
 def read_head_dim(config: Mapping[str, Any]) -> int:

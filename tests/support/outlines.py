@@ -127,6 +127,48 @@ def pixtral(chance: random.Random, config: dict[str, Any]) -> None:
     without("num_channels", "patch_size", "hidden_act", "num_hidden_layers")(chance, config["vision_config"])
 
 
+def internvl(chance: random.Random, config: dict[str, Any]) -> None:
+    """Another tower, and the decoder of any family that releases have."""
+    heads = chance.choice([1, 2, 3])
+    side = chance.choice([7, 14, [7, 14], [14, 14]])
+    config["vision_config"] = {
+        "model_type": "internvl_vision",
+        "hidden_size": chance.choice([8, 20]) * heads,
+        "intermediate_size": chance.choice([24, 40]),
+        "num_attention_heads": heads,
+        "num_hidden_layers": chance.choice([0, 1, 3]),
+        "image_size": chance.choice([28, 48, [28, 56], [56, 42]]),
+        "patch_size": side,
+        "num_channels": chance.choice([1, 3]),
+        "hidden_act": chance.choice(["gelu", "quick_gelu"]),
+        "hidden_dropout_prob": chance.choice([0.0, 0.1]),
+        "projection_dropout": chance.choice([0.0, 0.5]),
+        "norm_type": chance.choice(["layer_norm", "rms_norm"]),
+        "layer_norm_eps": chance.choice([1e-5, 1e-6]),
+    }
+    names = ("attention_bias", "use_absolute_position_embeddings", "use_mask_token", "use_mean_pooling", "use_qk_norm")
+    flags(*names)(chance, config["vision_config"])
+    without(*names, "model_type", "num_channels", "hidden_act", "layer_norm_eps", "norm_type", "projection_dropout")(
+        chance, config["vision_config"]
+    )
+    kind = chance.choice(["qwen2", "qwen2", "qwen3", "qwen3_moe", "llama", "gpt_oss"])
+    if kind != "qwen2":
+        text = varied(kind, chance.randrange(10**6)) if kind in VARIED else of_qwen(chance, kind)
+        text.pop("dtype")
+        config["text_config"] = text
+
+
+def of_qwen(chance: random.Random, kind: str) -> dict[str, Any]:
+    text = small_config(kind)
+    for change in (heads, qwen_windows, flags("attention_bias"), without("rms_norm_eps", "use_sliding_window")):
+        change(chance, text)
+    if kind == "qwen3_moe":
+        choices(
+            num_local_experts=[4, 6], num_experts_per_tok=[1, 3], mlp_only_layers=[[], [0]], moe_intermediate_size=[24]
+        )(chance, text)
+    return text
+
+
 def query_scaling(chance: random.Random, config: dict[str, Any]) -> None:
     """Perhaps the decoder of Ministral 3, which scales late queries."""
     if chance.random() < 0.5:
@@ -1003,6 +1045,7 @@ VARIED: Mapping[str, tuple[Change, ...]] = {
         repeated_types(*TYPES),
         without("attention_bias", "rms_norm_eps", "tie_word_embeddings", "rope_parameters"),
     ),
+    "internvl": (heads, qwen_windows, without("head_dim", "rms_norm_eps", "use_sliding_window")),
     "qwen2_audio": (heads, qwen_windows, without("head_dim", "rms_norm_eps", "use_sliding_window")),
     "qwen2_5_omni_thinker": (heads, qwen_windows, three_axes, without("rms_norm_eps", "use_sliding_window")),
     "qwen3_omni_moe_thinker": (
@@ -1320,6 +1363,16 @@ COMPOSITE: Mapping[str, tuple[Change, ...]] = {
         ),
         flags("multimodal_projector_bias", "tie_word_embeddings"),
         without("architectures", "spatial_merge_size", "tie_word_embeddings", "vision_feature_layer"),
+    ),
+    "internvl": (
+        internvl,
+        choices(
+            downsample_ratio=[0.5, 1.0, 0.25],
+            projector_hidden_act=["gelu", "silu"],
+            architectures=[["InternVLForConditionalGeneration"], ["InternVLModel"]],
+        ),
+        flags("tie_word_embeddings"),
+        without("architectures", "downsample_ratio", "projector_hidden_act", "tie_word_embeddings"),
     ),
     "gemma3": (
         siglip,

@@ -113,10 +113,8 @@ def assert_generating_takes_what_the_trace_says(config: dict[str, Any], video: M
 
 def small(family: str) -> dict[str, Any]:
     """A small model of the family, whose tower and decoder fit together."""
-    described = family in CLASSES
-    config = varied(family, 1) if described else small_config(family)
-    classes = list(CLASSES[family][:1]) if described else ["InternVLForConditionalGeneration"]
-    config |= {"architectures": classes, **TOKENS, "image_token_index": 5, "dtype": "bfloat16"}
+    config = varied(family, 1)
+    config |= {"architectures": list(CLASSES[family][:1]), **TOKENS, "image_token_index": 5, "dtype": "bfloat16"}
     text, vision = config["text_config"], config.get("vision_config", {})
     # Else `generate` takes the prompt's text, which is of zeros, for padding.
     text["pad_token_id"] = 9 if family == "gemma4" else None
@@ -132,7 +130,7 @@ def small(family: str) -> dict[str, Any]:
         case "glm4v" | "glm4v_moe":
             vision |= {"depth": 3, "out_hidden_size": text["hidden_size"], "spatial_merge_size": 2}
         case "internvl":
-            config["image_seq_length"] = 4
+            config |= {"image_seq_length": 4, "downsample_ratio": 0.5}
             vision |= {**tower, "intermediate_size": 48, "image_size": [28, 28], "patch_size": [7, 7]}
         case "llama4":
             widths = {"projector_input_dim": 24, "projector_output_dim": 24, "vision_output_dim": 24}
