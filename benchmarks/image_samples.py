@@ -133,6 +133,13 @@ def _llama4(config: dict[str, Any], vision: dict[str, Any], kinds: Sequence[Any]
     vision |= dict.fromkeys(("vision_output_dim", "projector_input_dim", "projector_output_dim"), width)
 
 
+def _internvl(config: dict[str, Any], vision: dict[str, Any], kinds: Sequence[Any], random: Random) -> None:
+    """Tiles, of whose patches four are joined to a token."""
+    _vit(vision, kinds, random)
+    side = random.randint(2, 5)
+    vision["image_size"], config["image_seq_length"] = vision["patch_size"] * 2 * side, side**2
+
+
 def _whole_windows(config: dict[str, Any]) -> None:
     """A decoder's window as releases have it: rows of a mask that is as long need no padding."""
     text = decoder_of(config)
@@ -146,12 +153,13 @@ TOWERS: Mapping[str, Callable[[dict[str, Any], dict[str, Any], Sequence[Any], Ra
     "gemma4": _gemma4,
     "glm4v": _glm,
     "glm4v_moe": _glm,
+    "internvl": _internvl,
     "llama4": _llama4,
     "mistral3": _mistral3,
 }
 FAMILIES = (
     *("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"),
-    *("gemma3", "mistral3", "glm4v", "llama4", "gemma4", "glm4v_moe"),
+    *("gemma3", "mistral3", "glm4v", "llama4", "gemma4", "glm4v_moe", "internvl"),
 )
 
 

@@ -158,7 +158,7 @@ class Learner:
         for _ in range(TRIES):
             config, report, design, media = self._seeing(windows, random, deep=deep)
             long = design.known.tiled or design.known.padded
-            longest = max((tokens for _, tokens in design.thresholds), default=0) if long else 0
+            longest = max((tokens for kind, tokens in design.thresholds if kind != "dynamic"), default=0) if long else 0
             for _ in range(TRIES):
                 prompt_tokens = media.least_tokens + random.randint(1, 60 + longest)
                 run = Run(
@@ -219,8 +219,9 @@ class Learner:
 
     def _regimes(self, kind: str, grown: str) -> Iterator[str]:
         """Those of images and sequences of this kind, and of so many new tokens, but for lengths that are just a threshold's."""
-        masked, thresholds = self.design.known.masked, self.design.thresholds
-        if any(threshold != "window" for threshold, _ in thresholds) or (thresholds and masked == "patches"):
+        masked = self.design.known.masked
+        thresholds = [kind for kind, _ in self.design.thresholds if kind != "dynamic"]  # longer runs are not learnt
+        if any(threshold != "window" for threshold in thresholds) or (thresholds and masked == "patches"):
             raise NotCovered
         sides = SIDES[grown] if thresholds else ("",)
         if self.design.known.padded:

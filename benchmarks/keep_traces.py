@@ -38,7 +38,9 @@ from qwen_inspect.predicting.sources import family_file, sample_request
 from qwen_inspect.predicting.traces.class_rules import decoder_of
 from qwen_inspect.predicting.traces.kept_trace import Point
 from qwen_inspect.predicting.traces.outline import (
+    BEYOND,
     MOST_SINGLES,
+    TOWERS,
     UNRELATED,
     Outline,
     options_of,
@@ -56,8 +58,9 @@ from qwen_inspect.tracing.trace import trace
 # transformers before 4.48 repeated K and V for flash attention: the published peaks of Qwen2.5 were measured so.
 KERNELS = {"qwen2": ("sdpa", "flash_attention_2_repeated")}
 SAMPLES, CHECKS = 8, 2  # of each regime, and samples of each sequence of layers
-# Regimes that are left out: too short a prompt to fold, and too rare; a run that computes all tokens again in its middle.
-LEFT_OUT = {"2 turns", "3 turns", "4 turns", "recomputed"}
+# Regimes that are left out: too short a prompt to fold, and too rare; a run that computes all tokens again in its middle, or
+# frequencies in each step.
+LEFT_OUT = {"2 turns", "3 turns", "4 turns", "recomputed", BEYOND}
 MORE_LAYERS = 2  # at most, of a sample, than one of each kind
 TRIES = 300  # workloads among which regimes are looked for
 
@@ -271,8 +274,12 @@ def learnt_somehow(group: Group, random: Random) -> Variant:
 
 
 def of_first(loaded: Sequence[tuple[Any, str, str]], layers: int) -> list[tuple[Any, str, str]]:
-    """What is loaded outside of the layers and in the first ones, which alone are traced."""
-    return [row for row in loaded if not (match := re.search(LAYER, row[1])) or int(match[0]) < layers]
+    """What is loaded outside of the decoder's layers, a tower's with it, and in the first ones, which alone are traced."""
+    return [
+        row
+        for row in loaded
+        if TOWERS & {*row[1].split(".")} or not (match := re.search(LAYER, row[1])) or int(match[0]) < layers
+    ]
 
 
 def check(variant: Variant, sample: Sample, report: Report) -> None:

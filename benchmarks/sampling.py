@@ -201,7 +201,7 @@ def turned_share(text: Mapping[str, Any]) -> float:
 
 def sampled_point(thresholds: Sequence[tuple[str, int]], random: Random) -> Point:
     """A workload that decodes two tokens or more, as likely near a threshold as far from all."""
-    near = [tokens + random.randint(-2, 2) for _, tokens in thresholds]
+    near = [tokens + random.randint(-2, 2) for kind, tokens in thresholds if kind != "dynamic"]
     longest = 10 * CHUNK_TOKENS if any(kind == "chunks" for kind, _ in thresholds) else 90
     if any(kind == "turns" for kind, _ in thresholds):
         longest = 25

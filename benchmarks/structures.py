@@ -64,6 +64,7 @@ STRUCTURES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     ),
     "glm4v": ({"rope_parameters": SECTIONS},),
     "glm4v_moe": ({"rope_parameters": SECTIONS, "head_dim": 16},),  # GLM-4.5V: heads wider than the hidden size
+    "internvl": ({}, {"model_type": "qwen3", "head_dim": 16, "attention_bias": False}),
     "lfm2_moe": ({"layer_types": 2 * ["conv", "conv", "full_attention", "conv"]},),
     "kimi_linear": ({"layer_types": DELTA, "first_k_dense_replace": 1, "num_experts_per_token": 2},),
     "mistral3": ({}, {"model_type": "ministral3", "rope_parameters": LATE_QUERIES}),

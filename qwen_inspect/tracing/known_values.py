@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 LARGEST_FLOATS = 1 << 16  # elements of a new tensor of floating-point numbers that gets values
 
 
+def turns_by_length(model: Any) -> bool:
+    """Whether a module's RoPE asks in each forward how long the sequence is.
+
+    Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update
+    """
+    kinds = (getattr(module, "rope_type", None) for module in model.modules())
+    return any("dynamic" in (kind.values() if isinstance(kind, dict) else (kind,)) for kind in kinds)
+
+
 @contextmanager
 def known_values(recorder: Recorder, device: str) -> Iterator[None]:
     """Between fake tensors' mode and the recorder's. device: "cuda" has scratch where it scatters."""

@@ -48,7 +48,7 @@ from .configuring import configuration_of
 from .few_turns import few_turns
 from .fused_losses import fuse_loss
 from .kernels import as_on_cuda, flash_attention_2, masks_of_ones, replaced
-from .known_values import known_values
+from .known_values import known_values, turns_by_length
 from .media import media_inputs, refuse_a_trained_tower, stages_of, tower_that_hears
 from .offloading import offloaded
 from .one_rank import (
@@ -206,7 +206,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
                 stack.enter_context(alike_calls(recorder) if workload.media is not None else nullcontext())
             elif (workload.loop.masked or workload.scored) and not workload.padded:
                 stack.enter_context(masks_of_ones(model))
-            if workload.media is not None:
+            if workload.media is not None or turns_by_length(model):
                 stack.enter_context(known_values(recorder, workload.device))
             stack.enter_context(recording(recorder, model, spec.class_name, () if place is None else shared_types()))
             if workload.static_tokens is None:
@@ -455,6 +455,9 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
                 _keep(cache, recorder)
             input_ids = recorder.regrown(input_ids, (workload.batch, tokens + 1))
             position_ids = recorder.regrown(position_ids, (*position_ids.shape[:-1], tokens + 1))
+            if turns_by_length(model):
+                with recorder.paused():
+                    position_ids.copy_(torch.arange(tokens + 1))
             if attention_mask is not None:
                 attention_mask = recorder.regrown(attention_mask, (workload.batch, tokens + 1))
         prepared = model.prepare_inputs_for_generation(

@@ -197,6 +197,18 @@ def test_phi_3_computes_all_tokens_again_when_it_passes_its_original_length(
     assert (family_trace(report_of(config), run) is not None) == known
 
 
+@pytest.mark.parametrize(
+    ("prompt", "new_tokens", "known"), [(32_700, 69, True), (32_700, 70, False), (32_769, 2, False)]
+)
+def test_frequencies_that_each_longer_run_makes_again_are_not_covered(
+    prompt: int, new_tokens: int, known: bool
+) -> None:
+    """InternVL3's RoPE is dynamic: beyond 32,768 tokens. Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update."""
+    config = dict(catalog.configuration("OpenGVLab/InternVL3-1B-hf", catalog.entries()))
+    run = Run(prompt_tokens=prompt, new_tokens=new_tokens, attention="sdpa")
+    assert (family_trace(report_of(config), run) is not None) == known
+
+
 def test_a_cache_that_phi_3_makes_itself_is_traced_and_a_step_that_is_not_is_refused() -> None:
     config = {**small("phi3", {}), "num_hidden_layers": 2, "original_max_position_embeddings": 30}
     spec = report_of(config).spec

@@ -25,7 +25,6 @@ from ..support.following import Change, Run, follow, profiled
 from ..support.hearing import heard, hearing
 from ..support.outlines import varied
 from ..support.real_runs import after_load, real_model, traced
-from ..support.small_models import small_config
 
 LEAST = 2_500  # bytes; smaller are positions and masks, of which CPU's operators make more than CUDA's
 PROMPT = 128

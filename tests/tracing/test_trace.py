@@ -68,6 +68,20 @@ def test_generate_takes_what_the_trace_says(family: str, batch: int, new_tokens:
     assert follow(changes, after_load(timeline), Run({}, {}, {})).scratch == {}
 
 
+@pytest.mark.parametrize("tokens", [64, PROMPT, 40])
+def test_frequencies_by_the_length_of_a_sequence_take_what_the_trace_says(tokens: int) -> None:
+    """Dynamic RoPE, of a prompt and a step within the length that the model was trained with, or beyond it from the step or the
+    prompt on: in each such forward all frequencies are made again.
+    """
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config = {**FAMILIES["qwen2"], "rope_parameters": rope, "max_position_embeddings": tokens}
+    changes = profiled(generating(real_model(config).eval(), 2, 2))
+    timeline = traced(config, mode="generate", batch=2, prompt_tokens=PROMPT, new_tokens=2, device="cpu")
+    assert follow(changes, after_load(timeline), Run({}, {}, {})).scratch == {}
+    inverses = [request for request in requests(timeline) if request.operator == "aten.reciprocal.default"]
+    assert len(inverses) == {64: 0, PROMPT: 1, 40: 2}[tokens]
+
+
 @pytest.mark.parametrize(
     ("family", "attention"),
     [

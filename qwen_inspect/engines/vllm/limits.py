@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LIMIT = "--limit-mm-per-prompt"
 WITHOUT_VISION: Mapping[str, Any] = {"images": False, "without_towers": ("vision",)}
 # Whose configuration does not name the token of a video.
-WITH_VIDEOS = frozenset({"internvl_chat", "gemma4"})
+WITH_VIDEOS = frozenset({"internvl", "internvl_chat", "gemma4"})
 
 
 def read_limits(option: str, value: str) -> dict[str, str]:

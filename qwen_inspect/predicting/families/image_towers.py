@@ -77,6 +77,15 @@ FAMILIES: Mapping[str, Tower] = {
         masked="prompt",  # create_masks_for_vision_model, in layers with a window
         padded=True,
     ),
+    "internvl": Tower(
+        ("num_attention_heads", "patch_size", "image_size"),
+        beside=(
+            *("downsample_ratio", "projector_hidden_act"),
+            *("vision_feature_layer", "vision_feature_select_strategy"),
+        ),
+        sided=True,
+        tiled=True,
+    ),
     "llama4": Tower(
         ("num_attention_heads", "patch_size", "image_size"),
         sided=True,
@@ -90,6 +99,14 @@ FAMILIES: Mapping[str, Tower] = {
         stacked=True,
     ),
 }
+
+
+def size_in(vision: Mapping[str, Any], key: str) -> Any:
+    """A number of a tower, or two equal ones, as a number; 0 if there is none."""
+    size = vision.get(key) or 0
+    return size[0] if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1] else size
+
+
 ABSENT = frozenset({"temporal_patch_size", "window_size"})  # sizes that not all towers have
 # Of a tower's configuration, what changes nothing that a run takes, and what the tensors show.
 SHOWN = (

@@ -41,7 +41,7 @@ from .image_numbers import (
     stacked_of,
     windows_of,
 )
-from .image_towers import ABSENT, Tower, tower_in
+from .image_towers import ABSENT, Tower, size_in, tower_in
 from .repeats import Program
 from .stacks import around, stack_of, tower_of
 
@@ -73,7 +73,7 @@ def design_of(report: Report, outline: Outline, defaults: Mapping[str, Any]) -> 
     """defaults: of the tower's configuration, in the class. NotCovered for other towers than are known here."""
     known = tower_in(report.config or {})
     vision = known.settings(report.config or {}, defaults)
-    sizes = tuple(vision.get(key) or 0 for key in known.sizes)
+    sizes = tuple(size_in(vision, key) for key in known.sizes)
     full, adding = (vision.get(key) or () for key in (FULL, ADDING))
     if not all(isinstance(numbers, (list, tuple)) for numbers in (full, adding)):
         raise NotCovered
@@ -97,7 +97,7 @@ def design_of(report: Report, outline: Outline, defaults: Mapping[str, Any]) -> 
     if known.masked:
         path += tuple(width > WIDE_HEAD_DIM for width in (width // heads, *_head_dims(report)))
         path += tuple(tokens % BIAS_ALIGNMENT > 0 for _, tokens in outline.thresholds)
-    side = vision.get("spatial_merge_size", 0) * vision.get("patch_size", 0)
+    side = vision.get("spatial_merge_size", 0) * size_in(vision, "patch_size")
     return Design(
         structure=" ".join((outline.outside.structure, *kinds, *(part.structure for part in parts), repr(path))),
         dimensions=(

@@ -54,10 +54,12 @@ _UNRELATED = """
 """
 UNRELATED = frozenset(_UNRELATED.split())
 # Keys that only the tower's code reads, beside a decoder's whose releases set them too.
-# Source: transformers 5.23, modeling_glm4v.Glm4vTextAttention (biases of queries, keys and values always)
-UNREAD: Mapping[str, frozenset[str]] = {"glm4v": frozenset({"attention_bias"})}
+# Source: transformers 5.23, modeling_glm4v.Glm4vTextAttention (biases of queries, keys and values always),
+# modeling_internvl.InternVLVisionAttention (whose decoder's biases the design shows)
+UNREAD: Mapping[str, frozenset[str]] = dict.fromkeys(("glm4v", "internvl"), frozenset({"attention_bias"}))
 # Kinds of RoPE whose frequencies are computed once. Source: transformers 5.23, modeling_rope_utils.dynamic_rope_update
 FIXED_ROPE = frozenset({"default", "linear", "llama3", "mrope", "yarn"})
+BEYOND = "beyond"  # of a run longer than those for which RoPE's frequencies were computed
 # Heads of MLA, which no tensor shows by themselves.
 LATENT = ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 # By kind of cache, the length beyond which such a layer does something else: the most tokens that an index chooses, a
@@ -160,6 +162,9 @@ def outline_of(
     own = {(str(kept.kind), lengths[kept.kind]) for kept in cache.layers if kept.kind in lengths}
     if config.get("model_type") == "phi3":
         own.add(("recomputed", _whole(config.get("original_max_position_embeddings", PHI3_ORIGINAL))))
+    text = decoder_of(config)
+    if "dynamic" in _ropes([text.get("rope_parameters"), text.get("rope_scaling")], {}):
+        own.add(("dynamic", spec.context_tokens or 0))
     for scan in filter(None, scans.values()):
         own |= {*scan.thresholds}
     thresholds = {*_thresholds(attention), *own}
@@ -198,6 +203,8 @@ def regime_of(thresholds: Sequence[tuple[str, int]], point: Point, *, singles: i
 def _side(kind: str, tokens: int, point: Point) -> str:
     if kind == "recomputed":  # the token after so many is computed with all before it, unless the prompt is longer
         return "recomputed" if point.prompt_tokens <= tokens < point.total_tokens else ""
+    if kind == "dynamic":  # each forward beyond so many makes RoPE's frequencies again
+        return BEYOND if point.total_tokens > tokens else ""
     if kind == "mask":
         return "masked" if point.prompt_tokens >= tokens else ""
     if kind == "kernel":
