@@ -35,7 +35,7 @@ TAKEN_FOR: Mapping[str, str] = {
 }
 KERNELS = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated")
 LOOPS = ("trainer", "sft", "accelerate", "plain")
-LOSSES = ("model", "liger", "torch", "trl")
+LOSSES = ("model", "liger", "torch", "trl", "unsloth")
 OPTIMIZERS = (
     *("adamw_foreach", "adamw_fused", "adamw_for_loop", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
     *("sgd", "sgd_momentum", "adafactor", "lion", "lion_8bit", "muon", "none"),

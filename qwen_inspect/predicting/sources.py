@@ -439,6 +439,7 @@ def trace_request(run: Run, base: Base | None = None) -> Any:
     """The `TraceRequest` for a run. base: the layout of its weights, if they are not dense."""
     from ..tracing.adapting import adapters_of
     from ..tracing.trace import TraceRequest
+    from .fused_loss import tiled_from
 
     lora = adapters_of(run, base)
     return TraceRequest(
@@ -463,6 +464,7 @@ def trace_request(run: Run, base: Base | None = None) -> Any:
         loop=run.loop,
         packed=run.packed,
         media=run.media,
+        tiled_from=tiled_from(run),
     )
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 LoopName = Literal["trainer", "sft", "accelerate", "plain"]
 KeptLogits = Literal["no", "backward", "step"]
-Loss = Literal["model", "liger", "torch", "trl"]
+Loss = Literal["model", "liger", "torch", "trl", "unsloth"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from ..errors import UnsupportedError
 from ..results.training import Loop, Loss
 from ..typed import Any
 from .torch_loss import torch_loss
+from .unsloth_loss import unsloth_loss
 
 # Model types whose text model Liger gives such a loss. Source: liger-kernel 0.8.5, transformers/monkey_patch.py,
 # MODEL_TYPE_TO_APPLY_LIGER_FN
@@ -26,9 +27,9 @@ IGNORED = -100
 TRL_TOKENS, TRL_VOCABULARY = 4096, 32768  # TRL 1.16, kernels/chunked_logprob.py and trainer/utils.py
 
 
-def fuse_loss(model: Any, loop: Loop, labelled: int) -> None:
+def fuse_loss(model: Any, loop: Loop, labelled: int, tiled_from: int) -> None:
     """Replaces the model's forward by that of the library; UnsupportedError for a model that it has none for. labelled: tokens
-    of a micro-batch that are predicted.
+    of a micro-batch that are predicted. tiled_from: as in `unsloth_loss`.
     """
     loss = loop.loss
     outputs = ("entropy", "is_top1") if loop.hits else ("entropy",)
@@ -47,6 +48,10 @@ def fuse_loss(model: Any, loop: Loop, labelled: int) -> None:
             return types.SimpleNamespace(
                 loss=_loss_of(torch_loss, self, labels, num_items_in_batch, inputs), logits=None
             )
+        if loss == "unsloth":
+            loss_of = functools.partial(unsloth_loss, labelled=labelled, tiled_from=tiled_from)
+            states, weight = _last_states(self, inputs), self.get_output_embeddings().weight
+            return types.SimpleNamespace(loss=loss_of(states, weight, labels, num_items_in_batch), logits=None)
         return TRLOutputs(_trl_results(labelled, self, labels, inputs, outputs), num_items_in_batch)
 
     whole.forward = types.MethodType(forward, whole)

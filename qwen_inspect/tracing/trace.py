@@ -70,6 +70,7 @@ from .scoring import score
 from .selecting import known_selections
 from .steps import train
 from .towers import with_few_layers
+from .unsloth_loss import TILED_FROM
 
 AttentionKernel = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated"]
 
@@ -95,6 +96,7 @@ class TraceRequest:
     packed: a batch without a mask gets one of packed sequences, as in transformers 4.53 to 4.57.
     scored: of `train`: no step, but log-probabilities without gradients.
     few_chunks: of `train` too, linear attention's loop over the prompt ends after CHUNK_TURNS turns.
+    tiled_from: as in `unsloth_loss`.
     """
 
     mode: Mode
@@ -122,6 +124,7 @@ class TraceRequest:
     media: Media | None = None
     scored: bool = False
     few_chunks: bool = False
+    tiled_from: int = TILED_FROM
 
     @property
     def prepared(self) -> bool:
@@ -199,7 +202,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             if workload.media is not None and workload.mode == "train":
                 refuse_a_trained_tower(model)
             run = _runs(model, spec, workload)
-            fuse_loss(model, workload.loop, workload.loop.labelled_tokens(workload.batch, workload.prompt_tokens))
+            labelled = workload.loop.labelled_tokens(workload.batch, workload.prompt_tokens)
+            fuse_loss(model, workload.loop, labelled, workload.tiled_from)
             if workload.mode != "train" or workload.few_chunks:
                 stack.enter_context(few_turns(model))
             if workload.mode != "train":

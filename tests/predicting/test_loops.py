@@ -119,6 +119,17 @@ def test_a_fused_loss_spares_the_logits_and_says_so(tmp_path: Path, capsys: Capt
     assert any("the logits of 1 tokens at a time" in sentence for sentence in fused["predicted"]["assumptions"])
 
 
+def test_unsloths_tiles_are_those_of_the_card(tmp_path: Path, capsys: Capture) -> None:
+    """Below a frozen head from the first labelled token on a card of 24 GB, from the 4,096th on one of 80 GB."""
+    path = write_config(tmp_path, {**FAMILIES["qwen3"], "vocab_size": 40_000, "tie_word_embeddings": False})
+    run = ("memory", path, "--mode", "train", "--context", "64", "--loss", "unsloth", "--freeze", "lm_head|embed")
+    small, large = (answered(capsys, *run, "--gpu", gpu) for gpu in ("RTX 4090", "A100 80GB"))
+    tiles = [any("in tiles of 63" in line for line in one["predicted"]["assumptions"]) for one in (small, large)]
+    assert tiles == [True, False]
+    peaks = [one["predicted"]["moments"]["peak"]["activations_bytes"] for one in (small, large)]
+    assert peaks[0] < peaks[1]  # 16,384 entries of 63 tokens, not 40,000
+
+
 def test_trainers_optimizer_is_the_one_that_it_chooses(tmp_path: Path, capsys: Capture) -> None:
     path = write_config(tmp_path, FAMILIES["qwen3"])
     answer = answered(capsys, "memory", path, "--mode", "train", "--context", "16", "--loop", "trainer")
@@ -240,6 +251,8 @@ def test_fit_answers_and_does_not_search_where_each_length_has_other_requests(
             "2 tokens",
         ),
         (["--mode", "train", "--loop", "sft", "--packing", "4", "--fsdp", "2"], 7, "--loss"),
+        (["--mode", "train", "--loop", "sft", "--loss", "unsloth"], 7, "--loss unsloth is known of"),
+        (["--mode", "train", "--loss", "unsloth", "--autocast", "float16"], 7, "--loss unsloth is known of"),
     ],
 )
 def test_what_is_contradictory_or_unknown_is_one_line(

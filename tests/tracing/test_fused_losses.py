@@ -1,8 +1,9 @@
-"""Losses without the logits of all tokens, against Liger's and TRL's own code.
+"""Losses without the logits of all tokens, against Liger's, TRL's and Unsloth's own code.
 
-Their peaks: liger-kernel 0.8.5 (LigerFusedLinearCrossEntropyFunction below qwen3's lce_forward) and TRL 1.16 (SFTTrainer's
-compute_loss) in transformers' Trainer on CPU, on their path for CUDA, with Triton's kernels replaced by nothing, as torch's
-profiler recorded them. Every request was that of the trace, in order.
+Their peaks: liger-kernel 0.8.5 (LigerFusedLinearCrossEntropyFunction below qwen3's lce_forward), TRL 1.16 (SFTTrainer's
+compute_loss) and unsloth_zoo 2026.10.9 (unsloth_fused_ce_loss, called as by unsloth's CausalLM_fast_forward) in transformers'
+Trainer on CPU, on their path for CUDA, with Triton's kernels replaced by nothing, as torch's profiler recorded them.
+Every request was that of the trace, in order.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.tracing.adapting import Adapters
 from qwen_inspect.tracing.fused_losses import liger_rows
 from qwen_inspect.tracing.torch_loss import torch_rows
+from qwen_inspect.tracing.unsloth_loss import unsloth_rows
 
 from ..support.families import FAMILIES
 from ..support.models import write_config
@@ -30,6 +32,7 @@ from ..support.real_training import on_cpu
 
 BATCH, STEPS = 2, 2
 NUMBERS_BYTES = 64  # single numbers of the loss, of which the profiler shows those of the host too
+BELOW_FROZEN: dict[str, Any] = {"frozen": "lm_head|embed", "autocast": "bfloat16", "accumulate": 2}
 UNTIED = {"dtype": "float32", "torch_dtype": "float32", "tie_word_embeddings": False}
 
 
@@ -38,11 +41,10 @@ def events_of(loss: Loss, vocabulary: int, config: dict[str, Any], **workload: A
         {**FAMILIES["qwen3"], "vocab_size": vocabulary, **config},
         mode="train",
         batch=BATCH,
-        prompt_tokens=PROMPT,
         steps=STEPS,
         device="cpu",
         optimizer="adamw_fused",
-        **{"loop": loop_of("trainer", loss=loss), **workload},
+        **{"loop": loop_of("trainer", loss=loss), "prompt_tokens": PROMPT, **workload},
     )
     return on_cpu(timeline)
 
@@ -68,6 +70,18 @@ def peak_bytes(events: list[Event]) -> int:
         ("trl", 40_000, {"tie_word_embeddings": False}, {"frozen": "lm_head|embed"}, 7_013_148),
         ("trl", 40_000, UNTIED, {"autocast": "bfloat16", "accumulate": 2}, 84_608_166),
         pytest.param("trl", 40_000, UNTIED, {}, 65_017_510, marks=pytest.mark.exhaustive),
+        ("unsloth", 1000, UNTIED, {"autocast": "bfloat16", "accumulate": 2}, 3_971_549),
+        ("unsloth", 40_000, UNTIED, {**BELOW_FROZEN, "tiled_from": 0}, 12_953_149),
+        ("unsloth", 151_936, {"tie_word_embeddings": False}, {"prompt_tokens": 600}, 416_584_735),  # in 3 chunks
+        pytest.param("unsloth", 1000, {}, {}, 1_663_475, marks=pytest.mark.exhaustive),
+        pytest.param(
+            "unsloth",
+            151_936,
+            UNTIED,
+            {**BELOW_FROZEN, "accumulate": 1, "prompt_tokens": 600},
+            340_938_077,
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
 def test_the_peak_is_that_of_the_librarys_own_code(
@@ -159,6 +173,15 @@ def test_torchs_chunks_are_those_of_its_own_options() -> None:
     options = torch.nn.LinearCrossEntropyOptions(chunking_method="aspect_ratio:2")
     for sizes in ((2048, 1024, 151_936), (4096 * 4, 4096, 32_000), (3, 4096, 1000), (1, 64, 512)):
         assert torch_rows(*sizes) == options._adjust(*sizes, torch.float32).batch_chunk_size
+
+
+def test_unsloths_chunks_are_those_of_its_own_rule() -> None:
+    """unsloth_zoo 2026.10.9's own fused_linear_rows, with 40 GiB free."""
+    assert unsloth_rows(2047, 1024, 151_936) == 512
+    assert unsloth_rows(40_000, 4096, 151_936) == 1024
+    assert unsloth_rows(100_000, 4096, 32_000) == 4096
+    assert unsloth_rows(200_000, 5120, 262_144) == 2048  # of which 2 GiB hold the logits
+    assert unsloth_rows(94, 64, 40_000) == 94
 
 
 def test_torch_computes_logits_of_16_bits_in_float32_on_cuda() -> None:

@@ -47,7 +47,7 @@ TEXT = {
     "help_keep_gradients": "with --mode train: zero gradients in place after a step, as set_to_none=False does, instead of dropping them",
     "help_keep_logits": "with --mode train: keep the forward's outputs, logits among them, through the backward",
     "help_completion_only": "with --loss trl: labels on so many tokens at the end of each sequence alone (TRL's completion_only_loss)",
-    "help_loss": "with --mode train: the class's own loss, or one that makes no logits of all tokens: Liger's fused linear cross entropy, torch's, TRL's chunked head (default: model)",
+    "help_loss": "with --mode train: the class's own loss, or one that makes no logits of all tokens: Liger's fused linear cross entropy, torch's, TRL's chunked head, Unsloth's (default: model)",
     "help_padding_free": "with --loop sft: the sequences of a micro-batch in one row, without padding (TRL's padding_free)",
     "help_packing": "with --loop sft: so many sequences packed into each --context, and a micro-batch in one row (TRL's packing)",
     "help_ema": "with --mode train: keep a moving average (EMA) of the weights, as torch's AveragedModel does",

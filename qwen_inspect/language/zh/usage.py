@@ -47,7 +47,7 @@ TEXT = {
     "help_keep_gradients": "与 --mode train 合用：每步之后梯度原地清零（同 set_to_none=False），而不是释放",
     "help_keep_logits": "与 --mode train 合用：前向输出（含 logits）在反向计算期间保留",
     "help_completion_only": "与 --loss trl 合用：每个序列仅末尾这么多 token 有标签（TRL 的 completion_only_loss）",
-    "help_loss": "与 --mode train 合用：模型自带的损失，或不生成全部 logits 的损失：Liger 的融合线性交叉熵（liger）、torch 自带的（torch）、TRL 的分块输出头（trl）（默认 model）",
+    "help_loss": "与 --mode train 合用：模型自带的损失，或不生成全部 logits 的损失：Liger 的融合线性交叉熵（liger）、torch 自带的（torch）、TRL 的分块输出头（trl）、Unsloth 的融合交叉熵（unsloth）（默认 model）",
     "help_padding_free": "与 --loop sft 合用：微批次的各序列首尾相接拼成一行，不做填充（TRL 的 padding_free）",
     "help_packing": "与 --loop sft 合用：每 --context 个 token 打包这么多个序列，整个微批次拼成一行（TRL 的 packing）",
     "help_ema": "与 --mode train 合用：保留一份权重的指数滑动平均（EMA），同 torch 的 AveragedModel",
