@@ -31,13 +31,15 @@ def check_loop(how: Parallelism, run: Run) -> None:
         raise UnsupportedError("ranks_ema")
     if loop.loss != "model":
         raise UnsupportedError("ranks_loss", loss=loop.loss)
-    if loop.padding_free:
-        raise UnsupportedError("ranks_padding_free")
     if run.autocast is not None:
         if how.by_deepspeed:
             raise UnsupportedError("ranks_deepspeed_autocast", dtype=run.autocast)
-        if run.mode != "train" or run.autocast == "float16":
+        if run.mode != "train":
             raise UnsupportedError("ranks_autocast")
+        if run.autocast == "float16" and how.tensor > 1:
+            raise UnsupportedError("ranks_scaler")
+        if run.autocast == "float16" and how.offload:
+            raise UnsupportedError("ranks_scaler_offload")
     if loop.accelerated and not how.by_deepspeed and (how.ranks not in (how.fsdp, how.tensor) or how.expert > 1):
         raise UnsupportedError("ranks_loop_mesh", loop=loop.name)
     if how.tensor > 1 and run.lora_rank is not None and (loop.name is not None or run.autocast is not None):

@@ -91,7 +91,8 @@ class TraceRequest:
     base: the layout of quantised weights, if not training. static_tokens: capacity of a static cache of `generate`; None: the
     cache grows. padded: there is a mask with padding. cudnn: masked 16-bit attention uses cuDNN, as on Hopper, else the
     memory-efficient kernel. autocast: the dtype of torch.autocast around each forward (of `generate` around the whole loop);
-    float16 trains with a gradient scaler. loop: what is around a training step.
+    float16 trains with a gradient scaler. mixed: the dtype of accelerate's FSDP2, which `trace` puts in autocast's place.
+    loop: what is around a training step.
     media: images, videos and audio that every sequence begins with.
     packed: a batch without a mask gets one of packed sequences, as in transformers 4.53 to 4.57.
     scored: of `train`: no step, but log-probabilities without gradients.
@@ -119,6 +120,7 @@ class TraceRequest:
     padded: bool = False
     cudnn: bool = False
     autocast: str | None = None
+    mixed: str | None = None
     loop: Loop = Loop()
     packed: bool = False
     media: Media | None = None
@@ -174,9 +176,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
         raise UnsupportedError("trace_flash_media")
     from huggingface_hub.errors import StrictDataclassError
 
-    requested = workload
     if _is_by_accelerate(workload, place):
-        workload = replace(workload, autocast=None)
+        workload = replace(workload, autocast=None, mixed=workload.autocast)
     recorder = Recorder(workload.device)
     collecting = gc.isenabled()
     gc.disable()  # A cycle must not be freed at a moment of the collector's choice.
@@ -198,7 +199,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
                 stack.enter_context(nullcontext() if workload.device == "cpu" else cuda_lists())
             if workload.lora is not None:
                 stack.enter_context(fake_parameters())
-            model = _fake_model(spec, config, workload, place, recorder, stack, requested.autocast)
+            model = _fake_model(spec, config, workload, place, recorder, stack)
             if workload.media is not None and workload.mode == "train":
                 refuse_a_trained_tower(model)
             run = _runs(model, spec, workload)
@@ -269,9 +270,8 @@ def _fake_model(
     place: Place | None,
     recorder: Recorder,
     stack: ExitStack,
-    dtype: str | None,
 ) -> Any:
-    """The model on fake tensors, whole or one rank's shard; enters the fake mode for what follows. dtype: of mixed precision."""
+    """The model on fake tensors, whole or one rank's shard; enters the fake mode for what follows."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -283,7 +283,7 @@ def _fake_model(
     by_accelerate = _is_by_accelerate(workload, place)
     with torch.device("meta") if by_accelerate else unloaded():
         model = _build(spec, config, workload, place, recorder, stack)
-    model = cut_by_accelerate(model, place, dtype=dtype) if by_accelerate else cut(model, place)
+    model = cut_by_accelerate(model, place, dtype=workload.mixed) if by_accelerate else cut(model, place)
     stack.enter_context(without_data)
     materialise(model)
     if workload.prepared:
@@ -590,7 +590,7 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
         raise UsageError("trace_none_trained", pattern=workload.trained)
     with recorder.paused():  # An 8-bit optimizer makes its tables on the host.
         optimizer = optimizer_of(workload.optimizer, model, workload.loop)
-        scaler = scaler_of(workload.autocast, "cpu")
+        scaler = scaler_of(workload.autocast or workload.mixed, "cpu")
 
     def on_host(parameter: Any, dtype: Any) -> Any:
         with recorder.paused():

@@ -93,7 +93,8 @@ class Job:
     followed: bool = False
     lora: int | None = None
     targets: str = "all-linear"
-    loop: Literal["trainer"] | None = None
+    loop: Literal["trainer", "sft"] | None = None
+    packing: int | None = None
     accumulate: int = 1
     autocast: Autocast | None = None
     checkpointing: bool = False
@@ -107,7 +108,17 @@ class Job:
         degrees = " ".join(f"{name}={ranks}" for name, ranks in self.degrees)
         trained = f" {self.optimizer} stage {self.zero_stage}" if self.optimizer else ""
         adapters = f" lora {self.lora} {self.targets}" if self.lora else ""
-        facts = ("loop", "accumulate", "autocast", "checkpointing", "clip", "keep_gradients", "ema", "offload")
+        facts = (
+            "loop",
+            "accumulate",
+            "autocast",
+            "checkpointing",
+            "clip",
+            "keep_gradients",
+            "ema",
+            "offload",
+            "packing",
+        )
         further = (f" {fact} {value}" for fact in facts if (value := getattr(self, fact)) != getattr(Job, fact))
         return f"{self.model} {degrees}{trained}{adapters}{''.join(further)}"
 
@@ -117,7 +128,10 @@ class Job:
 
     @property
     def facts(self) -> Loop:
-        return loop_of(self.loop, clip=self.clip or None, keep_gradients=self.keep_gradients or None, ema=self.ema)
+        keeps = self.keep_gradients or None
+        return loop_of(
+            self.loop, clip=self.clip or None, keep_gradients=keeps, ema=self.ema, loss="model", packing=self.packing
+        )
 
     @property
     def how(self) -> Parallelism:
@@ -140,6 +154,7 @@ class Job:
             "lora": self.lora,
             "targets": self.targets if self.targets == "all-linear" else self.targets.split(","),
             "loop": self.loop,
+            "packing": self.packing,
             "accumulate": self.accumulate,
             "autocast": self.autocast,
             "checkpointing": self.checkpointing,
@@ -176,6 +191,7 @@ def trained(
 
 
 BY_TRAINER = {"loop": "trainer", "accumulate": 2, "autocast": "bfloat16"}
+SCALED = BY_TRAINER | {"autocast": "float16"}
 # Linear modules that plans cut by columns.
 COLUMNS = "q_proj,k_proj,v_proj,gate_proj,up_proj"
 JOBS: Mapping[int, tuple[Job, ...]] = {
@@ -197,9 +213,9 @@ JOBS: Mapping[int, tuple[Job, ...]] = {
         trained("llama", fsdp=2, zero_stage=2, follow=False, lora=3),
         trained("qwen3 in 4 bits", fsdp=2, lora=3),
         trained("qwen3 in 4 bits", "adamw_fused", fsdp=2, lora=3, facts=BY_TRAINER | {"checkpointing": True}),
-        trained("qwen3 tied", "adamw_fused", fsdp=2, facts=BY_TRAINER),
-        trained("qwen3", "adamw_for_loop", fsdp=2, lora=3, facts=BY_TRAINER | {"accumulate": 1, "checkpointing": True}),
-        trained("qwen3", "muon", fsdp=2, facts={"accumulate": 2, "clip": True, "keep_gradients": True}),
+        trained("qwen3 tied", "adamw_fused", fsdp=2, facts=BY_TRAINER | {"loop": "sft", "packing": 3}),
+        trained("qwen3", "adamw_for_loop", fsdp=2, lora=3, facts=SCALED | {"accumulate": 1, "checkpointing": True}),
+        trained("qwen3", "muon", fsdp=2, facts={"accumulate": 2, "clip": True, "keep_gradients": True, "autocast": "float16"}),
         trained("qwen3", "sgd_momentum", fsdp=2, follow=False),
         trained("qwen3 tied", fsdp=2, facts={"offload": True, "accumulate": 2, "clip": True}),
         trained("qwen3", "adamw_fused", fsdp=2, facts=BY_TRAINER | {"offload": True}),
@@ -250,6 +266,11 @@ REFUSED: tuple[tuple[Job, str, str], ...] = (
     (trained("qwen3", "lion", fsdp=2), "ranks_optimizer_bitsandbytes", "not have a sharding strategy"),
     (trained("qwen3", fsdp=2, follow=False, facts={"ema": True}), "ranks_ema", "does not support deepcopy"),
     (trained("qwen3", "adamw_for_loop", tp=2, facts={"clip": True}), "ranks_clip", "mixed torch.Tensor and DTensor"),
+    (
+        trained("qwen3", "adamw_for_loop", tp=2, facts={"autocast": "float16"}),
+        "ranks_scaler",
+        "mixed torch.Tensor and DTensor",
+    ),
     (trained("qwen3", "adamw_for_loop", pp=2), "ranks_train_pipeline", "'NoneType' object has no attribute 'backward'"),
     (job("qwen3", tp=2, pp=2), "ranks_with_pipeline", "KeyError: 'model."),
     (job("qwen3", fsdp=2, pp=2), "ranks_with_pipeline", "Combining FSDP with pipeline parallelism is not supported"),

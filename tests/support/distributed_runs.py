@@ -37,6 +37,7 @@ from torch.profiler import record_function
 from transformers.distributed import DistributedConfig
 
 from qwen_inspect.results.ranks import Parallelism, Place
+from qwen_inspect.tracing.autocast import scaler_of, step
 from qwen_inspect.tracing.kernels import replaced
 from qwen_inspect.tracing.one_rank import cut, materialise, unloaded
 from qwen_inspect.tracing.optimizers import optimizer_of
@@ -356,6 +357,7 @@ def states(optimizer: Any, name: str) -> int:
 
 def some_steps(model: Any, job: dict[str, Any]) -> object:
     chosen, norm = optimizer_of(job["optimizer"], model), None
+    scaler = scaler_of(job["autocast"], "cpu")
     for _ in range(STEPS):
         for _ in range(job["accumulate"]):
             tokens = torch.zeros(BATCH, FOLLOWED_PROMPT, dtype=torch.int64)
@@ -364,21 +366,41 @@ def some_steps(model: Any, job: dict[str, Any]) -> object:
                 loss = model(input_ids=tokens, labels=labels, use_cache=False).loss
             if job["accumulate"] > 1:
                 loss = loss / job["accumulate"]
-            loss.backward()
+            (loss if scaler is None else scaler.scale(loss)).backward()
         norm = None
         if job["clip"]:
+            if scaler is not None:
+                scaler.unscale_(chosen)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        chosen.step()
+        step(chosen, scaler)
         chosen.zero_grad(set_to_none=not job["keep_gradients"])
-    return loss, chosen, norm
+    return loss, chosen, norm, scaler
 
 
 class OnHost:
-    """A micro-batch that takes memory once it is moved to the device."""
+    """A micro-batch that takes memory once it is moved to the device. packing: sequences in each row, all of them in one."""
+
+    def __init__(self, packing: int) -> None:
+        self.packing = packing
 
     def to(self, *_: object, **__: object) -> dict[str, Any]:
+        if self.packing:
+            return packed(BATCH * FOLLOWED_PROMPT, BATCH * self.packing)
         tokens = torch.zeros(BATCH, FOLLOWED_PROMPT, dtype=torch.int64)
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": torch.zeros_like(tokens)}
+
+
+def packed(tokens: int, sequences: int) -> dict[str, Any]:
+    """As TRL 1.16's DataCollatorForLanguageModeling(padding_free=True) gives it to the model: one row."""
+    length = tokens // sequences
+    row = {name: torch.zeros(1, tokens, dtype=torch.int64) for name in ("input_ids", "labels", "position_ids")}
+    bounds = {name: torch.zeros(sequences + 1, dtype=torch.int32) for name in ("cu_seq_lens_q", "cu_seq_lens_k")}
+    positions, starts = row["position_ids"].view(sequences, length), row["labels"].view(sequences, length)
+    for position in range(length):
+        positions[:, position].fill_(position)
+    starts[:, 0].fill_(-100)
+    numbers = torch.zeros(1, tokens, dtype=torch.int32)
+    return {**row, **bounds, "max_length_q": length, "max_length_k": length, "seq_idx": numbers}
 
 
 def by_trainer(job: dict[str, Any], models: Path) -> dict[str, Any]:
@@ -396,7 +418,8 @@ def by_trainer(job: dict[str, Any], models: Path) -> dict[str, Any]:
     arguments = transformers.TrainingArguments(
         output_dir=str(models / "trainer"), per_device_train_batch_size=BATCH, max_steps=STEPS,
         optim=OPTIMIZERS[job["optimizer"]],
-        gradient_accumulation_steps=job["accumulate"], gradient_checkpointing=job["checkpointing"], bf16=bool(job["autocast"]),
+        gradient_accumulation_steps=job["accumulate"], gradient_checkpointing=job["checkpointing"],
+        bf16=job["autocast"] == "bfloat16", fp16=job["autocast"] == "float16",
         fsdp=by_torch, fsdp_config={"cpu_offload": job["offload"]} if by_torch else None,
         use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
         remove_unused_columns=False, dataloader_pin_memory=False,
@@ -422,8 +445,10 @@ def by_trainer(job: dict[str, Any], models: Path) -> dict[str, Any]:
         model=model,
         args=arguments,
         train_dataset=[{"number": number} for number in range(micro_batches * BATCH * batches)],
-        data_collator=lambda _: OnHost(),
+        data_collator=lambda _: OnHost(job["packing"]),
     )
+    if job["autocast"] == "float16":  # which accelerate has on GPUs alone
+        made.accelerator.native_amp, made.accelerator.scaler = True, scaler_of("float16", "cpu")
     made._get_train_sampler = lambda *_: None  # in order: shuffling takes memory of the host
     for callback in list(made.callback_handler.callbacks):
         made.remove_callback(callback)

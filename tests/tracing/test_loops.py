@@ -35,19 +35,9 @@ def micro_batch(*_: object) -> dict[str, Any]:
 
 
 def packed_micro_batch(sequences: int) -> dict[str, Any]:
-    """As TRL 1.16's DataCollatorForLanguageModeling(padding_free=True) gives it to the model: one row."""
-    import torch
+    from ..support.distributed_runs import packed
 
-    tokens = BATCH * PROMPT
-    length = tokens // sequences
-    row = {name: torch.zeros(1, tokens, dtype=torch.int64) for name in ("input_ids", "labels", "position_ids")}
-    bounds = {name: torch.zeros(sequences + 1, dtype=torch.int32) for name in ("cu_seq_lens_q", "cu_seq_lens_k")}
-    positions, starts = row["position_ids"].view(sequences, length), row["labels"].view(sequences, length)
-    for position in range(length):
-        positions[:, position].fill_(position)
-    starts[:, 0].fill_(-100)
-    numbers = torch.zeros(1, tokens, dtype=torch.int32)
-    return {**row, **bounds, "max_length_q": length, "max_length_k": length, "seq_idx": numbers}
+    return packed(BATCH * PROMPT, sequences)
 
 
 class OnHost:
