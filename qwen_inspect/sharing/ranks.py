@@ -159,6 +159,8 @@ def _assumptions(how: Parallelism, run: Run) -> list[Message]:
             assumptions.append(Message("assume_gathered_train" if run.mode == "train" else "assume_gathered"))
         if run.mode == "train" and run.loop.accelerated:
             assumptions.append(Message("assume_ranks_accelerate"))
+            if run.lora_rank is not None:
+                assumptions.append(Message("assume_ranks_peft"))
         if (mixed := mixed_dtype(how, run)) is not None:
             assumptions.append(Message("assume_ranks_mixed", dtype=mixed.torch_name))
     return assumptions

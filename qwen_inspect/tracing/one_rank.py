@@ -70,13 +70,14 @@ def cut(model: Any, place: Place) -> Any:
     return model
 
 
-def cut_by_accelerate(model: Any, place: Place, *, dtype: str | None) -> Any:
+def cut_by_accelerate(model: Any, place: Place, *, dtype: str | None, by_peft: bool) -> Any:
     """The rank's shard of a model on meta, by FSDP2 as accelerate's own code applies it. dtype: of its mixed precision, in which
-    trained parameters are sharded in float32, computed with and reduced in `dtype`, without autocast.
+    trained parameters are sharded in float32, computed with and reduced in `dtype`, without autocast. by_peft: whether a
+    PeftModel is around the model, in which accelerate does not find the last norm: it is then in no unit with the head.
 
     Source: accelerate 1.15, utils/fsdp_utils.py, fsdp2_prepare_model; accelerator.py, _prepare_fsdp2
     """
-    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils import FullyShardedDataParallelPlugin, fsdp_utils
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
     from torch.distributed import init_device_mesh
 
@@ -96,7 +97,12 @@ def cut_by_accelerate(model: Any, place: Place, *, dtype: str | None) -> Any:
         device="cpu",
     )
     # It takes a state dict, which a rank that loads its own weights does not use, and for which 4-bit weights would need data.
-    with replaced([(type(model), "state_dict", lambda *_, **__: {})]):
+    find_norm = (lambda _: None) if by_peft else fsdp_utils._find_final_norm
+    replacements: list[tuple[Any, str, Any]] = [
+        (type(model), "state_dict", lambda *_, **__: {}),
+        (fsdp_utils, "_find_final_norm", find_norm),
+    ]
+    with replaced(replacements):
         return fsdp2_prepare_model(accelerator, model)
 
 

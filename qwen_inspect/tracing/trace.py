@@ -283,7 +283,11 @@ def _fake_model(
     by_accelerate = _is_by_accelerate(workload, place)
     with torch.device("meta") if by_accelerate else unloaded():
         model = _build(spec, config, workload, place, recorder, stack)
-    model = cut_by_accelerate(model, place, dtype=workload.mixed) if by_accelerate else cut(model, place)
+    model = (
+        cut_by_accelerate(model, place, dtype=workload.mixed, by_peft=workload.lora is not None)
+        if by_accelerate
+        else cut(model, place)
+    )
     stack.enter_context(without_data)
     materialise(model)
     if workload.prepared:

@@ -278,7 +278,7 @@ def adapted(job: dict[str, Any], models: Path) -> Any:
 
 def in_four_bits(job: dict[str, Any], models: Path) -> Any:
     """To train adapters on a base in 4 bits, which FSDP2 cuts."""
-    return sharded(quantised(job, models), job)
+    return sharded(quantised(job, models).get_base_model(), job)
 
 
 def quantised(job: dict[str, Any], models: Path) -> Any:
@@ -290,9 +290,8 @@ def quantised(job: dict[str, Any], models: Path) -> Any:
     found, path = model_of(job | {"model": config}, models)
     options = transformers.BitsAndBytesConfig(**stated, bnb_4bit_quant_storage=torch.bfloat16)
     model = found.from_pretrained(path, quantization_config=options, dtype=torch.bfloat16, device_map="cpu").train()
-    peft.get_peft_model(model, peft.LoraConfig(r=job["lora"], target_modules="all-linear", task_type="CAUSAL_LM"))
-    model._hf_peft_config_loaded = True  # as add_adapter leaves it
-    return model
+    config = peft.LoraConfig(r=job["lora"], target_modules="all-linear", task_type="CAUSAL_LM")
+    return peft.get_peft_model(model, config)
 
 
 def scales(model: Any) -> int:
@@ -439,7 +438,8 @@ def by_trainer(job: dict[str, Any], models: Path) -> dict[str, Any]:
     if job["lora"] and not in_bits:
         import peft
 
-        peft.get_peft_model(model, peft.LoraConfig(r=job["lora"], target_modules="all-linear", task_type="CAUSAL_LM"))
+        config = peft.LoraConfig(r=job["lora"], target_modules="all-linear", task_type="CAUSAL_LM")
+        model = peft.get_peft_model(model, config)
     batches = dist.get_world_size() if by_torch else 1
     made = transformers.Trainer(
         model=model,

@@ -40,6 +40,7 @@ TEXT = {
     "ranks_optimizer_bitsandbytes": "{optimizer} fails on several ranks: bitsandbytes' kernels (0.50) take no sharded tensors (DTensor), which --fsdp and --tp train",
     "ranks_optimizer_adafactor": "adafactor fails on several ranks: transformers' Adafactor (5.23) adds sharded gradients (DTensor) to row and column sums that are not, which torch refuses",
     "assume_ranks_accelerate": "FSDP2 as accelerate (1.15, fsdp2_prepare_model) applies it, which Trainer calls with fsdp=True: embedding, each layer, norm with head, and what is left; with --accumulate FSDP2 keeps whole gradients until the last micro-batch of a step (no_sync)",
+    "assume_ranks_peft": "Adapters are a PeftModel around the model, as get_peft_model returns it: accelerate does not find the last norm in it (_find_final_norm), so the norm is in no unit with the head",
     "assume_ranks_mixed": "FSDP2's mixed precision takes the place of autocast, as accelerate sets it: trained weights, their gradients and optimizer states are sharded in float32; weights are gathered, computed with and gradients reduced in {dtype}, and outputs, the loss among them, are in {dtype}",
     "ranks_adapters_loop": "With --tp, LoRA is predicted without --loop and --autocast: it was not run in a loop of the libraries there",
     "ranks_four_bits_autocast": "FSDP2's mixed precision would cast 4-bit codes kept in {found} to {dtype}: --autocast with --loop needs weights and bnb_4bit_quant_storage in {dtype}",

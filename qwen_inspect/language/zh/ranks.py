@@ -40,6 +40,7 @@ TEXT = {
     "ranks_optimizer_bitsandbytes": "{optimizer} 在多个 rank 上会报错：bitsandbytes（0.50）的算子不接受切分的张量（DTensor），而 --fsdp 与 --tp 训练的正是它们",
     "ranks_optimizer_adafactor": "adafactor 在多个 rank 上会报错：transformers（5.23）的 Adafactor 把切分的梯度（DTensor）加到未切分的行、列统计量上，torch 拒绝这种混合",
     "assume_ranks_accelerate": "FSDP2 按 accelerate（1.15，fsdp2_prepare_model）的方式应用，Trainer 设 fsdp=True 时即如此：词嵌入、每一层、归一化与输出层、其余部分各为一个单元；使用 --accumulate 时，FSDP2 保留完整梯度直到一步的最后一个微批（no_sync）",
+    "assume_ranks_peft": "适配器是包在模型外的 PeftModel（get_peft_model 的返回值）：accelerate 在其中找不到最后的归一化层（_find_final_norm），因此该层不与输出头同组",
     "assume_ranks_mixed": "FSDP2 的混合精度代替 autocast，按 accelerate 的设置：参与训练的权重、其梯度与优化器状态以 float32 切分；权重以 {dtype} 聚合并参与计算，梯度以 {dtype} 归约，输出（包括损失）为 {dtype}",
     "ranks_adapters_loop": "使用 --tp 时，LoRA 不支持 --loop 与 --autocast：未在这些库的训练循环中实际运行过",
     "ranks_four_bits_autocast": "FSDP2 的混合精度会把存为 {found} 的 4 位码转换成 {dtype}：--autocast 与 --loop 合用时，权重与 bnb_4bit_quant_storage 须为 {dtype}",
