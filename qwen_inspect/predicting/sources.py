@@ -22,7 +22,15 @@ from ..values import dataclass, field, replace
 from .allocation.on_device import PARAMETER
 from .allocation.workspaces import has_cudnn_attention
 from .families.family_file import read, shipped
-from .families.family_trace import Composed, FamilyTrace, Loaded, buffers_bytes_of, loaded_bytes_of, loaded_of
+from .families.family_trace import (
+    Composed,
+    FamilyTrace,
+    Loaded,
+    buffers_bytes_of,
+    halves_of,
+    loaded_bytes_of,
+    loaded_of,
+)
 from .footprint import traced_footprint
 from .traces.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
 from .traces.outline import Outline, options_of, outline_of
@@ -274,7 +282,8 @@ def family_trace(
     if outline is None or family is None:
         return None
     options = options_of(report.config or {}, family.defaults)
-    return family.at(outline, run.attention, options, point_of(run), loaded or loaded_of(report.tree))
+    loaded = loaded or loaded_of(report.tree)
+    return family.at(outline, run.attention, options, point_of(run), loaded, halves=halves_of(report, run.device))
 
 
 def layered_run(report: Report, run: Run) -> LayeredRun | None:
@@ -303,7 +312,8 @@ def layered_run(report: Report, run: Run) -> LayeredRun | None:
         loaded = [*(Made(size_bytes, "", PARAMETER) for size_bytes in packed_bytes), *buffers]
     options = options_of(report.config or {}, family.defaults)
     try:
-        layered = family.layered_at(outline, run.attention, options, point_of(run), loaded)
+        halves = halves_of(report, run.device)
+        layered = family.layered_at(outline, run.attention, options, point_of(run), loaded, halves)
         return None if layered is None else on_device(layered, run)
     except NotLayered:
         return None

@@ -161,15 +161,17 @@ def as_on_cuda(
         stack.enter_context(quiet())
         stack.enter_context(replaced(replacements))
         if device == "cuda":
-            stack.enter_context(fused_dropout())
+            stack.enter_context(composed_as_on_cuda())
         yield
 
 
 @contextmanager
-def fused_dropout() -> Iterator[None]:
-    """Makes torch.dropout keep a mask of bools, as CUDA's kernel does, instead of a factor for each number of its input.
+def composed_as_on_cuda() -> Iterator[None]:
+    """Makes torch choose the kernels that these functions have on CUDA alone: dropout that keeps a mask of bools instead of a
+    factor for each number of its input, and a softmax in float32 that reads float16 without a copy.
 
-    Source: torch 2.13, aten/src/ATen/native/Dropout.cpp, dropout and is_fused_kernel_acceptable
+    Source: torch 2.13, aten/src/ATen/native, Dropout.cpp (dropout, is_fused_kernel_acceptable) and SoftMax.cpp (softmax,
+    log_softmax)
     """
     import torch
 
@@ -178,8 +180,17 @@ def fused_dropout() -> Iterator[None]:
             return values
         return torch.native_dropout(values, share, True)[0] if share < 1 else values * values.new_zeros(())
 
+    def softmax_by(kernel: Any) -> Any:
+        def softmax(values: Any, dim: int, dtype: Any = None) -> Any:
+            widens = values.dtype == torch.float16 and dtype == torch.float32
+            return kernel(values if widens or dtype is None else values.to(dtype), dim, widens)
+
+        return softmax
+
     library = torch.library.Library("aten", "IMPL")
     library.impl("dropout", drop, "AutogradCPU")
+    library.impl("softmax.int", softmax_by(torch._softmax), "AutogradCPU")
+    library.impl("log_softmax.int", softmax_by(torch._log_softmax), "AutogradCPU")
     try:
         yield
     finally:

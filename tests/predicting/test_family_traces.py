@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -27,6 +28,8 @@ from qwen_inspect.predicting.allocation.turning import Turns
 from qwen_inspect.predicting.families.family_file import SHIPPED, read
 from qwen_inspect.predicting.families.family_trace import NotCovered, Variables
 from qwen_inspect.predicting.sources import family_trace, sample_request
+from qwen_inspect.predicting.traces.class_rules import decoder_of
+from qwen_inspect.predicting.traces.half_softmax import COPYING, READING
 from qwen_inspect.predicting.traces.kept_trace import Point
 from qwen_inspect.predicting.traces.outline import options_of
 from qwen_inspect.predicting.traces.segments import deepen, fixed
@@ -145,6 +148,44 @@ def hold_an_unseen_run(family: str, mode: Mode, seed: int) -> None:
     assert mine.stages == theirs.stages
     assert without_order_of_frees(mine.events) == without_order_of_frees(theirs.events)
     assert mine.kept == tuple(sorted(theirs.kept))
+
+
+HALVES = sorted(({*READING, *COPYING, "bloom", "gemma2", "llama", "qwen3"} & {*KEPT}) - {"qwen3_5_moe_text"})
+QUICK_HALVES = ("gemma2", "mixtral", "qwen3_moe")  # in every run
+
+
+def as_float16(config: dict[str, Any]) -> dict[str, Any]:
+    halves = deepcopy(config)
+    for part in (halves, decoder_of(halves)):
+        part.update({key: "float16" for key in ("dtype", "torch_dtype") if key in part})
+    return {"dtype": "float16", **halves}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=() if name in QUICK_HALVES else pytest.mark.exhaustive) for name in HALVES],
+)
+def test_a_softmax_in_float32_reads_float16_without_a_copy(family: str) -> None:
+    """A run in float16 is composed from traces in bfloat16; transformers' own on CUDA, and on CPU, where there is a copy."""
+    random, point = Random(f"{family} halves"), Point(2, 37, 49)
+    run = Run(batch=2, prompt_tokens=37, new_tokens=13)
+    for base in bases(family):
+        whole = outline(report_of(base))
+        config = as_float16(first_layers(sampled(base, random), max(4, layers_needed(whole) if whole else 0)))
+        report = report_of(config)
+        if family_trace(report, replace(run, attention=report.spec.kernel)) is not None:
+            break
+    covered = []
+    for device, kernel in product(("cuda", "cpu"), {report.spec.kernel: None, "eager": None}):
+        found = family_trace(report, replace(run, device=device, attention=kernel))
+        if found is None:
+            continue
+        covered.append((device, kernel))
+        theirs = trace(report.spec, config, replace(sample_request(point, kernel), device=device))
+        mine = unfolded(found.trace.at(point)) if is_folded(found.trace) else found.trace.at(point)
+        assert without_order_of_frees(mine.events) == without_order_of_frees(theirs.events)
+        assert mine.kept == tuple(sorted(theirs.kept))
+    assert ("cuda", report.spec.kernel) in covered
 
 
 @pytest.mark.parametrize(

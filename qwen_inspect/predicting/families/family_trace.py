@@ -11,7 +11,7 @@ from itertools import chain, combinations_with_replacement, product
 from math import gcd, prod
 from operator import mod
 
-from ...checkpoint import Tensor
+from ...checkpoint import DType, Tensor
 from ...spec import Module, each_buffer, each_tensor
 from ...typed import TYPE_CHECKING, Any, NamedTuple
 from ...values import dataclass, replace
@@ -21,6 +21,7 @@ from ..traces.outline import Outline, Part, regime_of
 from ..traces.segments import Place, Segment, compose
 
 if TYPE_CHECKING:
+    from ...results.model import Report
     from ..layered.layered_run import LayeredRun, Made
 
 # Functions of a workload's lengths in which sizes are linear: coefficients of 1, T, T², S, the chunks and their square, for
@@ -175,7 +176,7 @@ class Regime:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """kinds: of layers, in order of their names. variables: of each kind, "" for what is outside. regimes: by `regime_of`, whose
-    argument is `singles`. least_tokens: of a sample's prompt.
+    argument is `singles`. least_tokens: of a sample's prompt. halves: the model_type of a model in float16 that runs on CUDA.
     """
 
     kernel: str
@@ -186,6 +187,7 @@ class Variant:
     regimes: Mapping[str, Regime]
     singles: int = 0
     least_tokens: int = 1
+    halves: str = ""
 
     def at(
         self, outline: Outline, point: Point, loaded: Sequence[tuple[Coefficients, str, str]], schedule: str = ""
@@ -247,6 +249,13 @@ class Variant:
         regime = self.regimes.get(schedule + regime_of(outline.thresholds, point, singles=self.singles))
         if regime is None:
             raise NotCovered
+        if self.halves:
+            from ..traces.half_softmax import in_float16
+
+            segments = in_float16(regime.segments, self.halves)
+            if segments is None:
+                raise NotCovered
+            regime = replace(regime, segments=segments)
         values: dict[Part | None, tuple[int, ...]] = {}
         sizes: dict[tuple[Part | None, Formula], Coefficients] = {}
         for part in (None, *dict.fromkeys(outline.layers)):
@@ -259,6 +268,11 @@ class Variant:
             return sizes[part, formula]
 
         return regime, polynomial
+
+
+def halves_of(report: Report, device: str) -> str:
+    """The model_type of a model in float16 that runs on CUDA, "" for others."""
+    return str((report.config or {}).get("model_type")) if device == "cuda" and report.spec.dtype is DType.F16 else ""
 
 
 def loaded_of(tree: Module) -> Loaded:
@@ -298,14 +312,17 @@ class FamilyTrace:
     variants: tuple[Variant, ...]
     loop: str = ""
 
-    def variants_for(self, outline: Outline, kernel: str, options: Mapping[str, Any]) -> Iterable[Variant]:
+    def variants_for(
+        self, outline: Outline, kernel: str, options: Mapping[str, Any], halves: str = ""
+    ) -> Iterable[Variant]:
+        """halves: as in `Variant`."""
         kinds = tuple(sorted({layer.structure for layer in outline.layers}))
         if options.get("_attn_implementation") == kernel:
             options = {key: value for key, value in options.items() if key != "_attn_implementation"}
         for variant in self.variants:
             same = variant.kernel == kernel and variant.outside == outline.outside.structure and variant.kinds == kinds
             if same and variant.options == options:
-                yield variant
+                yield replace(variant, halves=halves) if halves else variant
 
     def at(
         self,
@@ -315,9 +332,10 @@ class FamilyTrace:
         point: Point,
         loaded: Sequence[tuple[Coefficients, str, str]],
         schedule: str = "",
+        halves: str = "",
     ) -> Composed | None:
-        """The run of a design; None if it is not covered. loaded, schedule: as in `Variant.at`."""
-        for variant in self.variants_for(outline, kernel, options):
+        """The run of a design; None if it is not covered. loaded, schedule: as in `Variant.at`; halves: as in `variants_for`."""
+        for variant in self.variants_for(outline, kernel, options, halves):
             try:
                 trace = variant.at(outline, point, loaded, schedule)
             except NotCovered:
@@ -328,11 +346,17 @@ class FamilyTrace:
         return None
 
     def layered_at(
-        self, outline: Outline, kernel: str, options: Mapping[str, Any], point: Point, loaded: Sequence[Made]
+        self,
+        outline: Outline,
+        kernel: str,
+        options: Mapping[str, Any],
+        point: Point,
+        loaded: Sequence[Made],
+        halves: str = "",
     ) -> LayeredRun | None:
         """The run in pieces, for one workload; NotLayered for a run that has none, None if it is not covered. loaded: with bytes
-        for sizes."""
-        for variant in self.variants_for(outline, kernel, options):
+        for sizes. halves: as in `variants_for`."""
+        for variant in self.variants_for(outline, kernel, options, halves):
             try:
                 return variant.layered_at(outline, point, loaded)._replace(made_by=self.made_by)
             except NotCovered:

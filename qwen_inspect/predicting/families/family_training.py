@@ -28,6 +28,7 @@ from ..traces.training_turns import FEWEST_CHUNKS, is_chunked, turns_of_any, wit
 from ..training import trained_of
 from ..training_plan import Plan, plan_of
 from .family_file import read
+from .family_trace import halves_of
 
 LOOP = "gradients and logits dropped"  # the loop that the traces are of: `tracing.steps.train`
 # What of a run is another workload, or another device's: the loop is the same.
@@ -75,6 +76,7 @@ def training_trace_of_any(report: Report, plan: Plan) -> KeptTrace | None:
         Point(run.batch, run.prompt_tokens, run.prompt_tokens),
         loaded_in(report, plan),
         schedule_of(run),
+        halves_of(report, run.device),
     )
     if composed is None:
         return None

@@ -24,12 +24,13 @@ from ...tracing.towers import ADDING, DEPTHS, FULL
 from ...typed import Any, NamedTuple
 from ...values import dataclass, replace
 from ..allocation.workspaces import has_cudnn_attention
+from ..traces.half_softmax import READING
 from ..traces.kept_trace import KeptTrace, Point
 from ..traces.outline import TOWERS, Outline, options_of, structure_of
 from ..traces.outline import regime_of as sides_of
 from ..traces.scans import FLASH_HEAD_DIM
 from .composition import composed_of
-from .family_trace import Loaded, NotCovered, Variables, loaded_of
+from .family_trace import Loaded, NotCovered, Variables, halves_of, loaded_of
 from .image_numbers import (
     chunks_of,
     frames_of,
@@ -272,6 +273,8 @@ class ImageTrace:
             return None
         tower = tower_in(config)
         if not tower.takes(report.spec.dtype) or not tower.sees(config, run.media):
+            return None
+        if (halves := halves_of(report, run.device)) and (run.attention != "sdpa" or halves in READING):
             return None
         options = {**options_of(config, self.defaults), **tower.options(config, self.vision_defaults)}
         point, cudnn = Point(run.batch, run.prompt_tokens, run.cached_tokens), has_cudnn_attention(run.gpu)
