@@ -157,7 +157,7 @@ QUICK_HALVES = ("gemma2", "mixtral", "qwen3_moe")  # in every run
 def as_float16(config: dict[str, Any]) -> dict[str, Any]:
     halves = deepcopy(config)
     for part in (halves, decoder_of(halves)):
-        part.update({key: "float16" for key in ("dtype", "torch_dtype") if key in part})
+        part.update({key: "float16" for key in ("dtype", "torch_dtype") if key in part})  # type: ignore[attr-defined]
     return {"dtype": "float16", **halves}
 
 
