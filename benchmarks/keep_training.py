@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import cycle, islice, pairwise, product
@@ -59,14 +59,18 @@ SAMPLES, MORE_SAMPLES = 10, 4
 UNACCUMULATED = "--unaccumulated"
 BATCHES = ((1,), (2, 3, 5))
 TURNS = (1, 0, 2, 1)  # alignments of samples, the first of which checks
+TRIES = 6  # releases, for a sample of the wanted alignment
 CONFIGS = 50  # tried for a length of the wanted regime and alignment: a window may have none
 _ALL, _SOME = {"lora_rank": 8}, {"lora_rank": 8, "lora_targets": ("q_proj", "v_proj")}
+_ATTENTION = {"lora_rank": 8, "lora_targets": ("q_proj", "k_proj", "v_proj", "o_proj")}
 TRAINED: Mapping[str, dict[str, Any]] = {
     "full": {},
     "lora": _ALL,
     "lora-qv": _SOME,
+    "lora-qkvo": _ATTENTION,
     "qlora": {**_ALL, "quantised": "bnb-nf4-double"},
     "qlora-qv": {**_SOME, "quantised": "bnb-nf4-double"},
+    "qlora-qkvo": {**_ATTENTION, "quantised": "bnb-nf4-double"},
     "qlora-single": {**_ALL, "quantised": "bnb-nf4"},
 }
 SCHEDULES: tuple[dict[str, Any], ...] = (
@@ -251,6 +255,13 @@ def sample(
     return Sample(replace(outline, layers=outline.layers[:layers]), point, rest), report, plan
 
 
+def first_sample(
+    group: Group, configs: Iterable[tuple[dict[str, Any], int]], *args: Any
+) -> tuple[Sample, Report, Plan] | None:
+    """`sample` of the first of `configs` that has one."""
+    return next(filter(None, (sample(group, base, layers, *args) for base, layers in configs)), None)
+
+
 def regimes(group: Group, random: Random) -> list[str]:
     names = set()
     base, _ = next(iter(group.configs.values()))
@@ -271,12 +282,12 @@ def learnt(group: Group, random: Random) -> Variant:
         is_first = schedule is SCHEDULES[0] and "one sequence" not in regime
         is_first = is_first and (regime == names[0] or not is_looped(group.outline))
         count = max(SAMPLES, 4 * len(group.configs)) if is_first else MORE_SAMPLES
-        configs = islice(cycle(group.configs.values()), 4 * count)
-        tries = (
-            sample(group, base, layers, random, schedule, regime, number)
-            for number, (base, layers) in enumerate(configs)
-        )
-        made = [*islice(filter(None, tries), count)]
+        configs = cycle(group.configs.values())
+        made = [
+            one
+            for number in range(count)
+            if (one := first_sample(group, islice(configs, TRIES), random, schedule, regime, number))
+        ]
         samples[schedule_of(Run(mode="train", **schedule)) + regime] += [sample for sample, _, _ in made[1:]]
         unseen += made[:1]
     by_regime, variables = learn(samples, aligned=ALIGNMENTS[-1])
