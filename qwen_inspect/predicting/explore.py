@@ -27,7 +27,7 @@ from .allocation.on_device import (
 from .allocation.uses import term_of, use_of, uses_of
 from .footprint import formula_requests
 from .traces.kept_trace import CHUNK_TOKENS, Coefficients, KeptTrace, Point, Vectors, alignment
-from .traces.training_turns import Turned
+from .traces.training_turns import Loop, regular_loops
 from .traces.turns import loops_of
 
 if TYPE_CHECKING:
@@ -97,25 +97,21 @@ class LossRows(RequestSize):
 class TrainingExplored:
     """The training run of a kept trace on CUDA, with the scratch of all sums over rows, which may take 0 bytes.
 
-    turns: how many the trace's loops over chunks have; 0 if it has none.
+    exploration: with as many turns of loops over chunks as the trace has. turns: how many that are; 0 if it has no loops.
     """
 
     def __init__(self, kept: KeptTrace, run: Run, *, turns: int) -> None:
         self._turns = turns
-        self._exploration, self._trace = _explored(kept, run)
+        self.exploration, self._trace = _explored(kept, run)
 
-    def of(self, prompt_tokens: int) -> Exploration:
-        """With a turn for each chunk of such a prompt; UnsupportedError as from `training_turns.with_chunks`."""
-        missing = -(-prompt_tokens // CHUNK_TOKENS) - self._turns if self._turns else 0
-        if not missing:
-            return self._exploration
-        turned = self._turned.whole(missing)
-        requests = tuple([(size, term) for (size, term), _, _ in turned.allocations])
-        return replace(self._exploration, requests=requests, order=turned.order)
+    def missing(self, prompt_tokens: int) -> int:
+        """How many turns it lacks for the chunks of such a prompt."""
+        return -(-prompt_tokens // CHUNK_TOKENS) - self._turns if self._turns else 0
 
     @cached_property
-    def _turned(self) -> Turned:
-        return Turned(self._trace)
+    def loops(self) -> Sequence[Loop]:
+        """Of the exploration's order; UnsupportedError as from `training_turns.with_chunks`."""
+        return regular_loops(self._trace)
 
 
 def _explored(kept: KeptTrace, run: Run) -> tuple[Exploration, KeptTrace]:

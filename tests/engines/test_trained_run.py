@@ -57,3 +57,20 @@ def test_linear_attention_with_any_number_of_chunks_is_that_of_single_prediction
         traced = demand._traced_at(batch, tokens)
         assert isinstance(traced, TrainedRun)
         assert traced.held_bytes(demand._point(batch, tokens)) == demand.requirement(batch, tokens).held_bytes
+
+
+def test_turns_are_added_to_what_takes_memory() -> None:
+    """As if requests of 0 bytes were left out afterwards; what is said to be repeated is."""
+    config = first_layers(catalog.configuration("Qwen/Qwen3.5-0.8B", catalog.entries()), 8)
+    demand = TransformersDemand(report_of(config), Run(mode="train", prompt_tokens=640), gpus.find("RTX 4090"))
+    assert demand._traced_at(1, 1187) is not None
+    ((run, streams),) = demand._trained._turned.values()
+    every = (True,) * len(run._sizes)
+    whole = streams.of(20, every)
+    assert whole.of_sizes(every) == whole
+    assert any(repeat.times > 20 // 4 for repeat in whole.repeats)
+    for left_out in sorted({*whole.size_of})[::7]:
+        sizes = tuple([size != left_out for size in range(len(every))])
+        stream, expected = streams.of(20, sizes), whole.of_sizes(sizes)
+        assert (stream.order, stream.size_of) == (expected.order, expected.size_of)
+        assert stream.of_sizes(every) == stream

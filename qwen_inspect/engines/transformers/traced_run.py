@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
@@ -12,9 +13,11 @@ from ...predicting.allocation.allocator_settings import read_settings
 from ...predicting.allocation.region_steps import Steps
 from ...predicting.allocation.replay import warm_up_bytes
 from ...predicting.allocation.reserved import QuickAllocator, Stream, after_loading, can_be_worked_out, stream_of
+from ...predicting.allocation.turned_streams import TurnedStreams
 from ...predicting.explore import LossRows, SumScratch
 from ...predicting.footprint import reserved_within
 from ...predicting.traces.kept_trace import ChunkedPoint, Coefficients, KeptTrace, Point
+from ...predicting.traces.training_turns import Loop
 from ...predicting.traces.turns import missing_turns, with_turns
 from ...results.exploration import GROWTHS, Exploration, grown_bytes, grown_tokens
 from ...results.memory import Run
@@ -178,23 +181,20 @@ class TracedRun:
     def _peak(self, point: Point) -> int:
         """The first event after loading at which the requested bytes peak."""
         distinct = self._distinct(point)
-        sizes = [distinct[size] for size in self._size_of]
-        requested = most = 0
-        peak = -1
-        for event, entry in enumerate(self._leaping):
-            requested += sizes[entry] if entry >= 0 else -sizes[-1 - entry]
-            if requested > most:
-                most, peak = requested, event
-        return peak
+        sizes = list(map(distinct.__getitem__, self._size_of))
+        sizes += [-size for size in reversed(sizes)]  # negative indices: entry -1 - i frees request i
+        requested = list(accumulate(map(sizes.__getitem__, self._leaping)))
+        most = max(requested, default=0)
+        return requested.index(most) if most > 0 else -1
 
     def _requested_at(self, event: int) -> tuple[int, ...]:
         """Summed coefficients of the requests alive after an event; the same requests for every workload."""
-        alive: set[int] = set()
-        for entry in self._leaping[: event + 1]:
-            alive ^= {entry if entry >= 0 else -1 - entry}
-        coefficients = (self._sizes[self._size_of[entry]].coefficients for entry in alive)
-        loaded = (sum(self._loading.sizes),)
-        return tuple(map(sum, zip_longest(loaded, *coefficients, fillvalue=0)))  # what is constant may have fewer
+        entries = self._leaping[: event + 1]
+        alive = {entry for entry in entries if entry >= 0}.difference([-1 - entry for entry in entries if entry < 0])
+        coefficients: list[Coefficients] = [(sum(self._loading.sizes),)]
+        for size, count in Counter(map(self._size_of.__getitem__, alive)).items():
+            coefficients.append(tuple([count * number for number in self._sizes[size].coefficients]))
+        return tuple(map(sum, zip_longest(*coefficients, fillvalue=0)))  # what is constant may have fewer
 
 
 class Loading(NamedTuple):
@@ -238,6 +238,15 @@ class TrainedRun(TracedRun):
         other._card = multiprocessors, threads
         other._held, other._reserved = {}, {}
         return other
+
+    def streams(self, loops: Sequence[Loop]) -> TurnedStreams:
+        """Its requests with any number of turns. loops: over chunks, in the exploration's order."""
+        begin = self._loading.events
+        return TurnedStreams(*self._all, [loop._replace(first=loop.first - begin) for loop in loops])
+
+    def turned(self, streams: TurnedStreams, missing: int, corner: Point) -> TrainedRun:
+        """The run with so many turns more; UnsupportedError as from `Turned`. corner: as in a `TracedRun`."""
+        return _TurnedRun(self, streams, missing, corner)
 
     def _distinct(self, point: Point) -> list[int]:
         return [
@@ -285,3 +294,30 @@ class FoldedRun:
             reserved = reserved_within(self._trace.at(point), run, most_bytes, self._steps)
             self._reserved[point] = reserved, reserved <= most_bytes
         return reserved
+
+
+class _TurnedRun(TrainedRun):
+    """A `TrainedRun` with so many turns more than another, which shares what is loaded."""
+
+    def __init__(self, run: TrainedRun, streams: TurnedStreams, missing: int, corner: Point) -> None:
+        vars(self).update(vars(run))
+        self._turned, self._missing = streams, missing
+        self._runs, self._held, self._streams, self._reserved = {}, {}, {}, {}
+        taken = tuple(map(bool, self._distinct(corner)))
+        if any(any(size.coefficients) for size, is_taken in zip(self._sizes, taken, strict=True) if not is_taken):
+            taken = (True,) * len(taken)
+        stream = self._stream_of(corner, taken)
+        self._leaping, self._size_of = stream.order, stream.size_of
+        self._peaks = [self._requested_at(self._peak(corner))]
+
+    def _stream_of(self, point: Point, sizes: tuple[bool, ...]) -> Stream:
+        key = self._shape(point), sizes
+        if key not in self._streams:
+            self._streams[key] = self._turned.of(self._missing, sizes)
+        return self._streams[key]
+
+    def _run(self, shape: tuple[int, int]) -> tuple[Sequence[int], Sequence[int]]:
+        if shape not in self._runs:
+            stream = self._turned.of(self._missing, (True,) * len(self._sizes))
+            self._runs[shape] = stream.order, stream.size_of
+        return self._runs[shape]

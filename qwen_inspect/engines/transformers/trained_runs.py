@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ...errors import UnsupportedError
 from ...loaders import gpus
+from ...predicting.allocation.turned_streams import TurnedStreams
 from ...predicting.explore import TrainingExplored
 from ...predicting.families.shallow_training import same_events_above
 from ...predicting.sources import training_of_any
@@ -41,6 +42,7 @@ class TrainedRuns:
         self._report, self._run, self._chunked = report, run, is_chunked(report)
         self._point_of, self._held_bytes = point_of, held_bytes
         self._kinds: dict[Kind, TrainingExplored | None] = {}
+        self._turned: dict[Kind, tuple[TrainedRun, TurnedStreams]] = {}
         self._known: set[Kind] = set()  # those that are held against no prediction
         self._runs: dict[tuple[Kind, int], TrainedRun | None] = {}  # by chunks too
 
@@ -78,12 +80,15 @@ class TrainedRuns:
             self._kinds[kind] = self._explored(run, kind)
         if (explored := self._kinds[kind]) is None:
             return None
+        missing = explored.missing(run.prompt_tokens)
         try:
-            exploration = explored.of(run.prompt_tokens)
+            if not missing:
+                trained = self._as_explored(explored, [point])
+            else:
+                first, streams = self._turned_of(kind, explored)
+                trained = first.turned(streams, missing, point)
         except UnsupportedError:
             return None
-        multiprocessors, threads = sums_by(run.gpu)
-        trained = TrainedRun(exploration, [point], multiprocessors=multiprocessors, threads=threads)
         if (
             is_first
             and kind not in self._known
@@ -91,6 +96,17 @@ class TrainedRuns:
         ):
             self._kinds[kind] = None
         return trained if self._kinds[kind] is not None else None
+
+    def _as_explored(self, explored: TrainingExplored, corners: Sequence[Point]) -> TrainedRun:
+        multiprocessors, threads = sums_by(self._run.gpu)
+        return TrainedRun(explored.exploration, corners, multiprocessors=multiprocessors, threads=threads)
+
+    def _turned_of(self, kind: Kind, explored: TrainingExplored) -> tuple[TrainedRun, TurnedStreams]:
+        """The run with the turns of its trace, and its requests with any number of turns."""
+        if kind not in self._turned:
+            first = self._as_explored(explored, ())
+            self._turned[kind] = first, first.streams(explored.loops)
+        return self._turned[kind]
 
     def _explored(self, run: Run, kind: Kind) -> TrainingExplored | None:
         if (kept := training_of_any(self._report, run)) is None:
