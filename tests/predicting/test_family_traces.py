@@ -376,6 +376,46 @@ def test_a_folded_loop_takes_what_all_its_turns_take(tokens: int, state_bytes: i
     assert folded_peak(beside, DEFAULTS) == peak_between_turns(beside) is not None
 
 
+@pytest.mark.parametrize(("state_bytes", "output_bytes"), [(327_680, 20_480), (2_293_760, 143_360), (700_000, 300_000)])
+def test_outputs_are_freed_after_what_is_kept_and_freed_meanwhile(state_bytes: int, output_bytes: int) -> None:
+    """Before the outputs of a loop are freed, requests are made that stay, in segments of their own too, and older ones are
+    freed; in the last two layers another loop runs."""
+    events: list[Event] = [Allocate(0, 3_000_000, "embed", "parameter")]
+
+    def request(size_bytes: int, operator: str = "clone") -> int:
+        events.append(Allocate(len(events), size_bytes, "mixer", operator))
+        return len(events) - 1
+
+    def loop() -> tuple[int, list[int]]:
+        state, outputs = request(state_bytes // 2), []
+        for _ in range(150):
+            product = request(state_bytes, "mul")
+            state, before = request(state_bytes, "add"), state
+            events.extend([Free(product), Free(before)])
+            outputs.append(request(output_bytes, "bmm"))
+        return state, outputs
+
+    for layer in range(5):
+        older = [request(size_bytes) for size_bytes in (90_000, 700_000, 5_000_000)]
+        state, outputs = loop()
+        request(40_960)
+        events += map(Free, older)
+        several = [request(1_000_000) for _ in range(12)]
+        events += map(Free, (state, *several[::2]))
+        other_state, others = loop() if layer > 2 else (request(512), [])
+        events += map(Free, [*reversed(outputs), *reversed(others), other_state])
+    numbers = {event.id: number for number, event in enumerate(e for e in events if isinstance(e, Allocate))}
+    whole = Timeline(
+        events=tuple(event._replace(id=numbers[event.id]) for event in events),
+        stages=(Stage(name="load", first_event=0), Stage(name="prefill", first_event=1)),
+    )
+    short = folded(whole)
+    assert unfolded(short) == whole
+    assert sum(event.operator.endswith(REPEATED) for event in short.events if isinstance(event, Allocate)) == 7
+    reserved = replay(whole, with_course=False).peak.reserved_bytes
+    assert folded_reserved(short, DEFAULTS, UNLIMITED_BYTES, Steps()) == reserved
+
+
 def peak_between_turns(short: Timeline) -> Peak | None:
     """By the allocator; None for one in a turn."""
     replayed = replay(short, with_course=False)

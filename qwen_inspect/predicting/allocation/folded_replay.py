@@ -5,16 +5,16 @@ For unlimited memory and segments that do not expand, as `reserved`.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 from ...results.timeline import Allocate, Timeline
 from ...typed import NamedTuple
 from ..traces.token_loops import REPEATED, Turn, turns_of
-from .allocator import SMALL_BYTES, UNLIMITED_BYTES, Settings
+from .allocator import SMALL_BYTES, UNLIMITED_BYTES, Driver, Settings
 from .quick_replay import Peak
 from .region_steps import Steps, Usage
-from .regions import ADDRESS_BITS, Regions, Span
+from .regions import ADDRESS, ADDRESS_BITS, Regions, Span
 from .reserved import QuickAllocator, Stream, segment_address
 from .turning import Turns
 
@@ -94,9 +94,10 @@ class FoldedAllocator(QuickAllocator):
                 self._events.append(index)
                 self._requested.append(event.size_bytes)
         self._most, self._steps = most_bytes, steps
-        self._outputs: dict[int, tuple[int, list[Span]]] = {}  # of each loop: their pool, and where they are
+        self._outputs: dict[int, _Outputs] = {}  # of each loop
         blocks = [settings.block_bytes(size) for size in kinds]
         super().__init__(blocks, Stream(order, size_of), settings)
+        self._driver: _NotedDriver = _NotedDriver()
 
     def reserved_up_to_most(self) -> int:
         at, order = 0, self._stream.order
@@ -106,14 +107,17 @@ class FoldedAllocator(QuickAllocator):
                 break
             at = place
             if turn is None:
-                self._free_outputs(*self._outputs.pop(request))
+                self._free_outputs(self._outputs.pop(request), place)
             else:
-                self._play_turns(request, turn, state)
+                self._play_turns(place, request, turn, state)
         self._play(order[at:], self._most)
         return self.reserved_bytes
 
-    def _play_turns(self, request: int, turn: Turn, state: int) -> None:
-        regions = _QuickRegions(self, (self._addresses[state], self._sizes[state]))
+    def _play_turns(self, place: int, request: int, turn: Turn, state: int) -> None:
+        begun = self._addresses[state], self._sizes[state]
+        pool = int(self.settings.block_bytes(turn.output.size_bytes) > SMALL_BYTES)
+        free, segments = [*self.pools[pool]], len(self._driver.placed)
+        regions = _QuickRegions(self, begun)
         try:
             Turns(regions, turn, self._steps).replay(self._turns[request])
         except _EnoughError:
@@ -121,8 +125,10 @@ class FoldedAllocator(QuickAllocator):
         self._used[request] = Usage(regions.allocated_bytes, regions.most_allocated_bytes)
         self._first_sizes.setdefault(state, self._sizes[state])
         self._addresses[state], self._sizes[state] = regions.state
-        is_large = self.settings.block_bytes(turn.output.size_bytes) > SMALL_BYTES
-        self._outputs[request] = int(is_large), regions.in_use()
+        regions.size_at = {**regions.size_at}  # as it is now
+        self._outputs = {number: other._replace(is_alone=False) for number, other in self._outputs.items()}
+        is_alone = not self._outputs
+        self._outputs[request] = _Outputs(pool, free, state, begun, segments, place, regions, is_alone)
 
     def peak(self) -> Peak | None:
         """Of the run that was replayed; None if it allocates nothing, or most within the turns of a loop."""
@@ -167,13 +173,59 @@ class FoldedAllocator(QuickAllocator):
             reserved_bytes=self.reserved_bytes,
         )
 
-    def _free_outputs(self, pool: int, outputs: Sequence[Span]) -> None:
-        """Frees outputs side by side, in order of their starts."""
+    def _free_outputs(self, outputs: _Outputs, place: int) -> None:
+        """Frees them where the order has come to this place."""
+        if outputs.is_alone:
+            self._begin_again(outputs, place)
+        else:
+            self._free_spans(outputs.pool, outputs.regions.in_use())
+
+    def _begin_again(self, outputs: _Outputs, place: int) -> None:
+        """Frees the outputs: what was free when the loop began is so again, less what was made since then and is in use."""
+        pool, state, since = outputs.pool, outputs.state, self._stream.order[outputs.place : place]
+        free, size_at, start_of = self.pools[pool], self._size_at, self._start_of
+        addresses, sizes = self._addresses, self._sizes
+        for entry in free:
+            start = entry & ADDRESS
+            del size_at[start], start_of[start + (entry >> ADDRESS_BITS)]
+        free[:] = outputs.free
+        blocks = [(entry & ADDRESS, entry >> ADDRESS_BITS) for entry in free]
+        size_at.update(blocks)
+        start_of.update([(start + size, start) for start, size in blocks])
+        made = {entry for entry in since if entry >= 0}
+        freed = {-1 - entry for entry in since if entry < 0}
+        left = [(addresses[number], sizes[number]) for number in made - freed]
+        left += [] if state in freed else [(addresses[state], sizes[state])]
+        gone = [(addresses[number], sizes[number]) for number in freed - made if number != state]
+        small = self.settings.segment_bytes(1)
+        new = [
+            (segment_address(address), size)
+            for address, size in self._driver.placed[outputs.segments :]
+            if (size > small) == pool
+        ]
+        in_pool = [span for span in (outputs.begun, *gone) if (span[1] > SMALL_BYTES) == pool]
+        self._free_spans(pool, sorted([*new, *in_pool]))
+        for start, size in left:
+            if (size > SMALL_BYTES) == pool:
+                self._take(pool, start, size)
+
+    def _take(self, pool: int, start: int, size: int) -> None:
+        """Takes a block out of the free one in which it lies."""
+        free, size_at, start_of = self.pools[pool], self._size_at, self._start_of
+        around = max(at for at in size_at if at <= start)
+        stop, end = around + size_at.pop(around), start + size
+        del free[bisect_left(free, stop - around << ADDRESS_BITS | around)], start_of[stop]
+        for first, last in ((around, start), (end, stop)):
+            if first < last:
+                size_at[first], start_of[last] = last - first, first
+                insort(free, last - first << ADDRESS_BITS | first)
+
+    def _free_spans(self, pool: int, spans: Sequence[Span]) -> None:
         size_at, start_of = self._size_at, self._start_of
-        free = self._large if pool else self._small
+        free = self.pools[pool]
         gone: set[int] = set()
         starts: set[int] = set()
-        for start, size in outputs:
+        for start, size in spans:
             stop = start + size
             if after := size_at.pop(stop, 0):
                 gone.add(after << ADDRESS_BITS | stop)
@@ -213,6 +265,36 @@ class FoldedAllocator(QuickAllocator):
 
 class _EnoughError(Exception):
     """More is reserved than matters."""
+
+
+class _NotedDriver(Driver):
+    """placed: address and size of each segment, in the order of their making."""
+
+    __slots__ = ("placed",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.placed: list[tuple[int, int]] = []
+
+    def place(self, size_bytes: int) -> int:
+        address = super().place(size_bytes)
+        self.placed.append((address, size_bytes))
+        return address
+
+
+class _Outputs(NamedTuple):
+    """Those of a loop, which are alive. free, begun: the free blocks of their pool and the state, before the loop. segments: made
+    before. place: in the order. state: its request. regions: after the loop. is_alone: whether no other loop ran or had outputs
+    meanwhile."""
+
+    pool: int
+    free: Sequence[int]
+    state: int
+    begun: Span
+    segments: int
+    place: int
+    regions: _QuickRegions
+    is_alone: bool
 
 
 class _QuickRegions(Regions):

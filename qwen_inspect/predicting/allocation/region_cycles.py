@@ -17,6 +17,7 @@ from .region_steps import Before, Steps, Usage, can_do, do
 from .regions import ADDRESS, ADDRESS_BITS, Regions, side_by_side
 
 FEWEST_REGIONS = 6  # of one size, whose taking is followed
+MOST_STEPS = 8  # that are known of turns that began alike, with regions in other orders
 
 
 class _Moment(NamedTuple):
@@ -82,14 +83,16 @@ class RegionCycles:
         # Larger blocks decide nothing, nor those of a pool that serves no request; no more regions than these can come free.
         gap = min(self._fewest - count, len(now.regions) + 1)
         key = self._program, gap, *alike[:-2], alike[-2] if self._has_both_pools else None
-        if key not in self._steps.by_key:
-            self._learning = Before.of(key, now.regions, now.free, self.region_bytes, regions, self._pool)
-            return 0
-        step = self._steps.by_key[key]
-        if step is None or step.turns > turns or (step.deepest >= count and not self._of_new):
-            return 0
         whole = [regions.next_segment(self._least_bytes)] if self._of_new else now.free
-        if not can_do(step, regions, now.regions, whole):
+        known = self._steps.by_key.get(key, ())
+        for step in known:
+            if step is None or can_do(step, regions, now.regions, whole):
+                break
+        else:
+            if len(known) < MOST_STEPS:
+                self._learning = Before.of(key, now.regions, now.free, self.region_bytes, regions, self._pool)
+            return 0
+        if step is None or step.turns > turns or (step.deepest >= count and not self._of_new):
             return 0
         if self._of_new:
             regions.add_segment(self._least_bytes)

@@ -60,14 +60,17 @@ class Before(NamedTuple):
 
 
 class Steps:
-    """by_key: the steps that are known; None for turns that no step describes."""
+    """by_key: steps that are known, each with other ranks of regions; None among them for turns that no step describes."""
 
     def __init__(self) -> None:
-        self.by_key: dict[Hashable, Step | None] = {}
+        self.by_key: dict[Hashable, list[Step | None]] = {}
 
     def learn(self, before: Before, regions: Regions, pool: int, turns: int, deepest: int, usage: Usage) -> None:
         """Keeps what turns did, unless they did something in any other region."""
-        self.by_key[before.key] = None
+        known = self.by_key.setdefault(before.key, [])
+        known.append(self._step(before, regions, pool, turns, deepest, usage))
+
+    def _step(self, before: Before, regions: Regions, pool: int, turns: int, deepest: int, usage: Usage) -> Step | None:
         now = {*regions.free[pool]}
         gone, come = before.free - now, now - before.free
         state, state_bytes = regions.state
@@ -77,16 +80,16 @@ class Steps:
         taken = sorted(used.difference(before.partly))
         new = len(regions.starts) - before.regions
         if before.whole and (new or taken != before.whole[: len(taken)]):
-            return
+            return None
         if (not before.whole and not new == len(taken) == 1) or regions.free[1 - pool] != before.others:
-            return
+            return None
         number = {start: index for index, start in enumerate((*before.partly, *taken))}
 
         def place(start: int, size: int) -> Place:
             region = regions.region_of(start)
             return number[region], start - region, size
 
-        self.by_key[before.key] = Step(
+        return Step(
             turns,
             [place(entry & ADDRESS, entry >> ADDRESS_BITS) for entry in gone],
             [place(entry & ADDRESS, entry >> ADDRESS_BITS) for entry in come],
