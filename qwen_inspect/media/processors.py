@@ -20,6 +20,7 @@ WHOLE_FILE, IMAGE_FILE, VIDEO_FILE = (
     "video_preprocessor_config.json",
 )
 PROCESSOR_FILES = (WHOLE_FILE, IMAGE_FILE, VIDEO_FILE)
+MOST_TILES = 1024  # far above every release's, which is 16 at most; their arrangements are looped over
 WITH_FRACTIONS = ("fps", "frame_length_ms", "hop_length_ms")
 SUFFIXES = ("Fast", "Pil")  # the same rules, another library
 
@@ -156,13 +157,15 @@ def _numbers(content: Mapping[str, Any], file: str, known: Mapping[str, Any]) ->
 
 
 def checked_number(key: str, value: object, file: str) -> Any:
-    """A number or truth value of a processor's file. MalformedError for what is neither."""
+    """A number or truth value of a processor's file. MalformedError for what is neither, and for more tiles than any model has."""
     if key.startswith(("do_", "cap_", "resize_")):
         if isinstance(value, bool):
             return value
     elif isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST_SIZE:
         if key in WITH_FRACTIONS:
             return value
+        if key == "max_patches" and value > MOST_TILES:
+            raise MalformedError("media_tiles", file=file, key=key, found=shown(value), most=MOST_TILES)
         if value == int(value):
             return int(value)
     raise MalformedError("media_number", file=file, key=key, found=shown(value))

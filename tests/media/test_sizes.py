@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qwen_inspect.errors import UsageError
+from qwen_inspect.errors import MalformedError, UsageError
 from qwen_inspect.media import counting
 from qwen_inspect.media.counting import media_of
 from qwen_inspect.results.media import Medium, Request, Shape, Typed
@@ -141,12 +141,21 @@ def test_internvl_tiles_are_those_of_its_processor() -> None:
     real = functions_of(
         "got_ocr2/image_processing_got_ocr2", "get_all_supported_aspect_ratios", "get_optimal_tiled_canvas"
     )
+    rng = random.Random(6)
     for width, height in sizes(6):
-        columns, rows = real.get_optimal_tiled_canvas((height, width), (448, 448), 1, 12)
-        made = shape("internvl", {"patch_size": [14, 14]}, {"size": {"height": 448, "width": 448}}, width, height)
-        assert (made.height, made.width) == (448 * rows, 448 * columns), (width, height)
+        side, least, most = rng.choice((336, 448)), rng.randint(1, 5), rng.choice((1, 6, 12, 40))
+        columns, rows = real.get_optimal_tiled_canvas((height, width), (side, side), least, most)
+        file = {"size": {"height": side, "width": side}, "min_patches": least, "max_patches": most}
+        made = shape("internvl", {"patch_size": [14, 14]}, file, width, height)
+        assert (made.height, made.width) == (side * rows, side * columns), (width, height, file)
         # GotOcr2ImageProcessor.crop_image_to_patches: the whole image is one more, if there are several
         assert made.tokens == 256 * (rows * columns + (rows * columns > 1))
+
+
+@pytest.mark.parametrize("model_type", ["internvl", "llama4"])
+def test_more_tiles_than_any_model_has_are_refused_at_once(model_type: str) -> None:
+    with pytest.raises(MalformedError, match="max_patches"):
+        shape(model_type, {"patch_size": 14}, {"size": {"height": 448, "width": 448}, "max_patches": 100_000}, 300, 200)
 
 
 def test_gemma_3_takes_256_tokens_for_an_image_and_crops_none() -> None:

@@ -49,6 +49,7 @@ TEXT: dict[str, str] = {
     "media_videos_untraced": "what videos take in {model_type}'s tower is not traced yet, only images; their tokens are counted",
     "trace_tower_trained": "{name} is trained, and what the gradients of {model_type}'s tower take with images or audio is not traced yet; train the decoder alone, as with --trained language_model or --lora-targets",
     "media_number": "{file}: {key} must be a positive number, or true or false, and is {found}",
+    "media_tiles": "{file}: {key} is {found}, and no model takes an image apart into more than {most:,} tiles",
     "media_not_square": "{file}: size has unequal sides, which no processor known here takes",
     "image_absent": "{path} is neither a size such as 1024x768 nor a file that can be read ({reason})",
     "image_unread": "{path} is neither a size such as 1024x768 nor an image (PNG, JPEG, WebP, GIF or BMP)",

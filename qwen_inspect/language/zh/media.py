@@ -43,6 +43,7 @@ TEXT: dict[str, str] = {
     "media_videos_untraced": "{model_type} 的视觉塔处理视频所需的显存暂不支持追踪（仅支持图片）；其 token 数已计入",
     "trace_tower_trained": "{name} 参与训练，而带图片或音频时 {model_type} 的视觉塔、音频塔梯度的显存暂不支持追踪；请只训练解码器，例如 --trained language_model 或 --lora-targets",
     "media_number": "{file}：{key} 应为正数或布尔值，实际为 {found}",
+    "media_tiles": "{file}：{key} 为 {found}，而没有模型会把一张图片切成超过 {most:,} 块",
     "media_not_square": "{file}：size 的两边不相等，已知的处理器都不支持",
     "image_absent": "{path} 既不是尺寸（如 1024x768），也不是可读取的文件（{reason}）",
     "image_unread": "{path} 既不是尺寸（如 1024x768），也不是图片（PNG、JPEG、WebP、GIF 或 BMP）",
