@@ -16,7 +16,7 @@ from . import deepseek, mistral
 from .blocks import linear, rotary
 from .design import Architecture
 from .outline import activation, causal_lm, gated_mlp, layer_list, norm, read_rope, whole_dtype, with_defaults
-from .reading import flag, integer, part, read_class_name, shown
+from .reading import flag, integer, part, part_type, read_class_name, shown
 from .towers import built_bare, built_side_by_side, stored_side_by_side
 
 # Parts that the configuration lacks.
@@ -51,7 +51,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     nested = part(with_parts, "text_config", model_types=DECODERS)
     tower = part(with_parts, "vision_config", model_types=("pixtral",))
     vision = with_defaults(tower, PIXTRAL, rope_types=("default", "axial"))  # transformers 5.23 writes the second
-    dtype, kind = whole_dtype(config), str(nested.get("model_type", "mistral"))
+    dtype, kind = whole_dtype(config), part_type(nested, "text_config", model_types=DECODERS, default="mistral")
     decoder = deepseek.read_latent_decoder if kind == "mistral4" else mistral.decoder
     text, language, kept = decoder(nested, kind, dtype)
     # Tying is read at the top. Source: transformers 5.23, PreTrainedModel.tie_weights

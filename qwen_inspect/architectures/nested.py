@@ -15,7 +15,7 @@ from .design import Architecture, KeptLayer, StoredForm
 from .families import CLASSES, FAMILIES, TEXTS
 from .outline import keeps_heads
 from .qwen_audio import QWEN2, QWEN3
-from .reading import part, whole_dtype
+from .reading import part, part_type, whole_dtype
 
 # What classes take for keys that a nested configuration lacks, where their own modules ask for them.
 # Source: transformers 5.23, models/*/configuration_*.py
@@ -57,9 +57,10 @@ def decoder_within(config: Mapping[str, Any], *, default: str) -> NestedDecoder:
     UnsupportedError for one that `families.TEXTS` does not list for the whole model's type.
     """
     nested: Mapping[str, Any] = {}
+    known, dtype = TEXTS[config["model_type"]], whole_dtype(config)
     if config.get("text_config") is not None:
-        nested = part(config, "text_config", model_types=TEXTS[config["model_type"]])
-    kind, dtype = str(nested.get("model_type", default)), whole_dtype(config)
+        nested = part(config, "text_config", model_types=known)
+    kind = part_type(nested, "text_config", model_types=known, default=default)
     text = {**DEFAULTS.get(kind, {}), **nested, "model_type": kind, "architectures": [CLASSES[kind][1]]}
     if kind == "qwen3_moe" and not {"num_experts", "num_local_experts"} & {*text}:
         text["num_experts"] = 128

@@ -419,6 +419,18 @@ def part(config: Mapping[str, Any], key: str, *, model_types: tuple[str, ...]) -
     return nested
 
 
+def part_type(nested: Mapping[str, Any], key: str, *, model_types: tuple[str, ...], default: str) -> str:
+    """The type of a part whose class follows from it, of those that `part` lets pass; `default` if it states none, and an error
+    if that is null.
+
+    Source: transformers 5.23, SubConfigSpec.create_subconfig
+    """
+    kind = nested.get("model_type", default)
+    if kind not in model_types:
+        raise UnsupportedError("config_part_unsupported", key=key, found=shown(kind), known=", ".join(model_types))
+    return str(kind)
+
+
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The decoder's configuration, with the keys that transformers reads at the top: class, tying, dtype, quantisation.
 

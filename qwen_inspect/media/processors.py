@@ -157,7 +157,7 @@ def _numbers(content: Mapping[str, Any], file: str, known: Mapping[str, Any]) ->
 
 
 def checked_number(key: str, value: object, file: str) -> Any:
-    """A number or truth value of a processor's file. MalformedError for what is neither, and for more tiles than any model has."""
+    """A number or truth value of a processor's file. MalformedError for neither, and for more tiles than any model has."""
     if key.startswith(("do_", "cap_", "resize_")):
         if isinstance(value, bool):
             return value

@@ -10,6 +10,7 @@ import pytest
 
 from qwen_inspect.architectures import architecture_of
 from qwen_inspect.architectures.generic import read_generic
+from qwen_inspect.errors import QwenInspectError
 from qwen_inspect.spec import each_tensor
 
 from ..support.outlines import VARIED, assert_is_what_transformers_builds, beside_transformers, mutated, varied
@@ -26,6 +27,15 @@ def test_a_tower_that_names_the_whole_model_is_read(model_type: str) -> None:
     config = varied(model_type, 0)
     config["vision_config"] = {**config["vision_config"], "model_type": model_type}
     assert_is_what_transformers_builds(config)
+
+
+@pytest.mark.parametrize("model_type", ["internvl", "mistral3"])
+def test_a_decoder_of_no_type_is_refused_as_transformers_refuses_it(model_type: str) -> None:
+    config = varied(model_type, 0)
+    config["text_config"] = {**config["text_config"], "model_type": None}
+    assert beside_transformers(config) == "refused"
+    with pytest.raises(QwenInspectError):
+        read_generic(config, ())
 
 
 @pytest.mark.parametrize(("model_type", "seed"), [("gemma4", 0), ("gemma4_text", 2)])
