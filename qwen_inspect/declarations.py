@@ -1,6 +1,6 @@
-"""Finds a checkpoint's dtype and quantisation in every place where releases declare them.
+"""Finds a checkpoint's dtype, quantisation and tying in every place where releases declare them.
 
-`settled` writes both under transformers' own keys, so that only this module knows the other places.
+`settled` writes all under transformers' own keys, so that only this module knows the other places.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 MODEL_DTYPES = (DType.BF16, DType.F16, DType.F32, DType.F64)
 
 
+# Types that tie the output layer unless they are told otherwise, with decoders that do not.
+# Source: transformers 5.23, models/{internvl,mistral3}/configuration_*.py
+TYING = ("internvl", "mistral3")
+TIE = "tie_word_embeddings"
+
+
 def declares_quantisation(config: Mapping[str, Any] | None) -> bool:
     """Whether a configuration itself declares a quantisation."""
     return config is not None and _declared(config) is not None
@@ -43,7 +49,7 @@ def names_dtype(config: Mapping[str, Any]) -> bool:
 
 
 def settled(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with dtype and quantisation under transformers' own keys, and notices of the places they came from."""
+    """The checkpoint with dtype, quantisation and tying under transformers' own keys, and notices of the places they came from."""
     if checkpoint.config is None or checkpoint.gguf:
         return checkpoint
     config, notices = dict(checkpoint.config), []
@@ -61,7 +67,23 @@ def settled(checkpoint: Checkpoint) -> Checkpoint:
     if not names_dtype(config):
         first = checkpoint.hub_count.first if checkpoint.hub_count is not None else ()
         notices += _settle_dtype(config, checkpoint.tensors or first or None)
+    if _holds_own_head(config, checkpoint.tensors or ()):
+        config[TIE] = False
+        notices.append(Message("own_head_in_files"))
     return replace(checkpoint, config=config, notices=(*checkpoint.notices, *notices))
+
+
+def _holds_own_head(config: Mapping[str, Any], files: Sequence[Tensor]) -> bool:
+    """Whether files hold an output layer that only the default of the whole's class would tie.
+
+    transformers does not tie two that are both there and differ, as those of a decoder do that was trained untied.
+    Source: transformers 5.23, PreTrainedModel.tie_weights
+    """
+    text = config.get("text_config")
+    if config.get("model_type") not in TYING or TIE in config or not isinstance(text, Mapping) or text.get(TIE):
+        return False
+    stored = ("lm_head.", "embed_tokens.")
+    return all(any(part in tensor.name for tensor in files) for part in stored)
 
 
 def undeclared(config: Mapping[str, Any]) -> dict[str, Any]:

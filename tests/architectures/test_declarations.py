@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from qwen_inspect.architectures import architecture_of
+from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.checkpoint import DType, Tensor
 from qwen_inspect.cli import main
 from qwen_inspect.loaders import catalog
@@ -21,6 +22,8 @@ from qwen_inspect.spec import each_tensor
 from qwen_inspect.structure.inspect import inspect
 
 from ..support.models import TINY_QWEN3, run, write_config, write_sparse
+from ..support.outlines import varied
+from ..support.real_runs import real_model
 from ..support.schema import assert_keeps_to_the_schema
 
 BF16, F16, F32, U8, U32, FP8 = DType.BF16, DType.F16, DType.F32, DType.U8, DType.U32, DType.F8_E4M3
@@ -633,3 +636,23 @@ def test_a_report_stands_without_what_the_quantisation_decides(tmp_path: Path, s
             assert (done.code, "'hqq'" in done.err, "hqq" in done.out) == (7, True, True)
     explained = run("config", directory, "--explain", "--format", "md").out
     assert '| quantization_config | {"quant_method": "hqq"} | how the weights are stored' in explained
+
+
+@pytest.mark.parametrize("model_type", ["internvl", "mistral3"])
+def test_an_output_layer_in_the_files_is_counted_where_only_a_default_would_tie_it(
+    model_type: str, tmp_path: Path
+) -> None:
+    """As transformers loads them: two that differ are not tied."""
+    import transformers
+
+    config = {**varied(model_type, 1), "architectures": [CLASSES[model_type][0]], "tie_word_embeddings": False}
+    real_model(config).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    for part in (saved, saved["text_config"]):
+        part.pop("tie_word_embeddings", None)
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    loaded = getattr(transformers, CLASSES[model_type][0]).from_pretrained(tmp_path)
+    report = inspect(str(tmp_path))
+    assert report.parameters.unique == sum(parameter.numel() for parameter in loaded.parameters())
+    assert "own_head_in_files" in [notice.key for notice in report.notices]
+    assert not any(check.residual for check in report.checks)

@@ -10,6 +10,7 @@ TEXT = {
     "no_index": "No model.safetensors.index.json: all {files} safetensors files of the directory were read as one model",
     "partial": "Partial: {missing} of {shards} shards are missing; params names what they hold",
     "no_design": "Shown as stored and as configured only: {reason}",
+    "own_head_in_files": "The files hold an output layer beside the token embedding, and the configuration does not say that they are tied: counted as two, as transformers loads them where they differ",
     "quantisation_declared": "The quantisation is declared in {place} ({method}), not under quantization_config of config.json",
     "cache_declared": "The quantisation names a KV cache of {format}: vLLM takes it (fit --engine vllm counts so), transformers keeps {dtype}",
     "dtype_of_files": "config.json names no dtype: the files decide, {dtype} (first floating-point tensor: {name}), as from_pretrained does",

@@ -10,6 +10,7 @@ TEXT = {
     "no_index": "没有 model.safetensors.index.json：将目录中全部 {files} 个 safetensors 文件视为同一模型",
     "partial": "文件不完整：{shards} 个分片中缺少 {missing} 个，缺少的内容见 params 命令",
     "no_design": "仅按存储内容与配置原样显示：{reason}",
+    "own_head_in_files": "文件中除词嵌入外另存有输出层，配置也未声明二者共享权重：按两份计算（二者取值不同时，transformers 也不共享）",
     "quantisation_declared": "量化声明在 {place}（{method}），不在 config.json 的 quantization_config 中",
     "cache_declared": "量化配置指定 KV 缓存为 {format}：vLLM 照此存放（fit --engine vllm 按此计），transformers 仍用 {dtype}",
     "dtype_of_files": "config.json 未写 dtype：以文件为准，取 {dtype}（首个浮点张量 {name}），与 from_pretrained 相同",
