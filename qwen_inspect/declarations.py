@@ -49,7 +49,7 @@ def names_dtype(config: Mapping[str, Any]) -> bool:
 
 
 def settled(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with dtype, quantisation and tying under transformers' own keys, and notices of the places they came from."""
+    """The checkpoint with dtype, quantisation and tying under transformers' own keys, and notices of where they came from."""
     if checkpoint.config is None or checkpoint.gguf:
         return checkpoint
     config, notices = dict(checkpoint.config), []

@@ -70,13 +70,13 @@ def decoder_within(config: Mapping[str, Any], *, default: str) -> NestedDecoder:
     spec = architecture.spec
     if kept is None:
         kept = tuple(_kept(index, layer, spec) for index, layer in enumerate(spec.layers))
-    known = {
+    read = {
         "hidden_size": spec.hidden_size,
         "hidden_act": spec.activation,
         "max_position_embeddings": spec.context_tokens,
     }
     return NestedDecoder(
-        text={**text, **known},
+        text={**text, **read},
         tree=architecture.tree,
         norm_dtype=next(child for child in architecture.tree.children if child.name == "norm").tensors[0].dtype,
         kept=kept,
