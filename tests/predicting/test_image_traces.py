@@ -118,6 +118,8 @@ def seen(model: str | dict[str, Any], *sizes: tuple[int, ...], **changes: Any) -
         pytest.param("google/gemma-4-26B-A4B", [(640, 480)], {"batch": 2}, marks=pytest.mark.exhaustive),
         pytest.param("meta-llama/Llama-4-Maverick-17B-128E-Instruct", [(300, 300)], {}, marks=pytest.mark.exhaustive),
         (GLM_MOE, [(500, 300)], {"batch": 2}),
+        ("OpenGVLab/InternVL3_5-1B-HF", [(1024, 768), (300, 300)], {"batch": 2}),
+        pytest.param("OpenGVLab/InternVL3-38B-hf", [(448, 448)], {}, marks=pytest.mark.exhaustive),
         pytest.param(GLM, [(200, 160, 3)], {"gpu": "A100-80GB"}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3-VL-2B-Instruct", [(200, 160, 8), (160, 200, 5)], {}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-0.8B", [(64, 64)], {"prompt_tokens": 65}, marks=pytest.mark.exhaustive),
