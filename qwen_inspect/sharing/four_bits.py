@@ -41,7 +41,7 @@ def four_bit_weights(report: Report, run: Run, how: Parallelism) -> FourBitWeigh
     base = base_of(report)
     if not isinstance(base, FourBits):
         raise UnsupportedError("ranks_quantised", method=quantised.method)
-    if run.mode != "train" or run.lora_rank is None or how.ranks != how.fsdp or how.expert > 1 or how.offload:
+    if run.mode != "train" or run.lora_rank is None or how.ranks != how.fsdp or how.expert > 1:
         raise UnsupportedError("ranks_four_bits")
     if run.dora or run.lora_parameters or run.saved_modules:
         raise UnsupportedError("ranks_four_bits_kind")

@@ -146,6 +146,8 @@ def _assumptions(how: Parallelism, run: Run) -> list[Message]:
         assumptions.append(Message(f"assume_ranks_adapters{'_columns' if how.tensor > 1 else ''}"))
     if how.offload:
         assumptions.append(Message("assume_ranks_offload"))
+        if run.mode == "train" and run.loop.clip:
+            assumptions.append(Message("assume_ranks_offload_clip"))
     if how.by_deepspeed:
         assumptions.append(Message("assume_ranks_batch"))
         assumptions.append(Message(f"assume_{'zero' if how.zero_stage == 1 else 'deepspeed'}_{how.zero_stage}"))

@@ -86,8 +86,10 @@ def rank_bytes(model: Sharded, how: Parallelism, run: Run) -> tuple[RankBytes, .
         share = _share(groups, how, stage, place, run)
         host = share.host
         if how.offload:  # source: torch 2.13, _fsdp_param.py, offload_to_cpu
-            host = share.weights + share.adapters + share.gradients + share.optimizer
-            share = Share()
+            whole = {part: count for part, count in groups.items() if part.on_all}
+            kept = _share(whole, how, stage, place, run)  # no parameters, so FSDP does not move them
+            host = share.weights - kept.weights + share.adapters + share.gradients + share.optimizer
+            share = kept
         keys_and_values, states = cache[stage]
         on_rank = RankBytes(
             ranks=(),

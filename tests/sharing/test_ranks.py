@@ -211,7 +211,7 @@ JOBS: Mapping[int, tuple[Job, ...]] = {
         trained("qwen3", fsdp=2, zero_stage=2),
         trained("qwen3", fsdp=2, lora=3),
         trained("llama", fsdp=2, zero_stage=2, follow=False, lora=3),
-        trained("qwen3 in 4 bits", fsdp=2, lora=3),
+        trained("qwen3 in 4 bits", fsdp=2, lora=3, facts={"offload": True}),
         trained("qwen3 in 4 bits", "adamw_fused", fsdp=2, lora=3, facts=BY_TRAINER | {"checkpointing": True}),
         trained("qwen3 tied", "adamw_fused", fsdp=2, facts=BY_TRAINER | {"loop": "sft", "packing": 3}),
         trained("qwen3", "adamw_for_loop", fsdp=2, lora=3, facts=SCALED | {"accumulate": 1, "checkpointing": True}),
@@ -378,9 +378,11 @@ def test_each_rank_trains_with_the_bytes_that_are_predicted(
     expected = predicted(one, tmp_path)
     found = runs[one.name]
     if one.offload:  # gradients are as large as the shards, also those that Trainer has dropped
-        held = [rank["weights"] + rank.get("gradients", rank["weights"]) + rank["optimizer"] for rank in found]
-        assert held == [rank.host for rank in expected]
-        assert {rank.weights + rank.gradients + rank.optimizer for rank in expected} == {0}
+        gradients = [rank.get("gradients", rank.get("trainable")) for rank in found]
+        moved = [rank["weights"] - rank["beside"] + rank["optimizer"] for rank in found]
+        assert [sum(both) for both in zip(moved, gradients, strict=True)] == [rank.host for rank in expected]
+        kept = [rank.weights + rank.adapters + rank.gradients + rank.optimizer for rank in expected]
+        assert kept == [rank["beside"] for rank in found]
         return
     if one.degrees[0][0] == "fsdp":
         assert [rank["weights"] for rank in found] == [rank.weights + rank.adapters for rank in expected]

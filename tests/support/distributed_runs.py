@@ -340,6 +340,7 @@ def trained(job: dict[str, Any], models: Path) -> dict[str, Any]:
     optimizer.step()
     return {
         "weights": weights,
+        "beside": scales(model),
         "rows": held(model.parameters()),
         "gradients": allocated(gradients),
         "optimizer": states(optimizer, job["optimizer"]),
@@ -466,7 +467,9 @@ def by_trainer(job: dict[str, Any], models: Path) -> dict[str, Any]:
     start = max(place for place, change in enumerate(changes) if change[0] == 0)
     return {
         "weights": allocated(model.parameters()) + scales(model) if by_torch else None,
+        "beside": scales(model),
         "rows": held(model.parameters()),
+        "trainable": allocated(one for one in model.parameters() if one.requires_grad),
         "optimizer": states(made.optimizer, job["optimizer"]),
         "changes": changes[start + 1 :],
     }

@@ -85,6 +85,7 @@ TEXT = {
     "assume_ranks_offload_optimizer_3": "DeepSpeed's offload_optimizer to the CPU: each rank's part of the float32 weights, of their gradients in 16 and 32 bits and of the optimizer's states is in the host's memory",
     "assume_ranks_offload_params": "DeepSpeed's offload_param to the CPU: each rank's part of the weights is in the host's memory",
     "offloaded_params": "weights on the host",
+    "assume_ranks_offload_clip": "Clipping adds up the norm of gradients in the host's memory and takes nothing of the card. It needs a CPU backend in the process group: accelerate's launcher makes one with fsdp_offload_params: true (cuda:nccl,cpu:gloo; accelerate 1.15, state.py); with NCCL alone torch fails (No backend type associated with device type cpu)",
     "assume_ranks_offload": "FSDP2's CPUOffloadPolicy (torch 2.13): each rank's shards, gradients and optimizer states are in the host's memory, pinned, and the step runs there. On the card are the weights gathered for use, and for a moment a unit's own shard and its reduced gradients, which the peak counts",
     "column_rank_buffers": "Buffers",
     "column_rank_cache": "KV cache",

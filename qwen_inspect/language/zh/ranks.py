@@ -85,6 +85,7 @@ TEXT = {
     "assume_ranks_offload_optimizer_3": "DeepSpeed 的 offload_optimizer（CPU）：每个 rank 负责的 float32 权重、其 16 位与 32 位梯度以及优化器状态都在主机内存",
     "assume_ranks_offload_params": "DeepSpeed 的 offload_param（CPU）：每个 rank 负责的权重分片在主机内存",
     "offloaded_params": "权重在主机",
+    "assume_ranks_offload_clip": "梯度裁剪在主机内存中计算梯度范数，不占显存。进程组须带 CPU 后端：accelerate 的启动器在 fsdp_offload_params: true 时会创建（cuda:nccl,cpu:gloo；accelerate 1.15，state.py）；只有 NCCL 时 torch 会报错（No backend type associated with device type cpu）",
     "assume_ranks_offload": "FSDP2 的 CPUOffloadPolicy（torch 2.13）：每个 rank 的分片、梯度与优化器状态都在主机的锁页内存，优化器也在主机上执行。卡上只有为计算而聚合的权重；单元自身的分片与规约后的梯度短暂停留，已计入峰值",
     "column_rank_buffers": "缓冲区",
     "column_rank_cache": "KV 缓存",
