@@ -36,7 +36,7 @@ from .kernels import (
     makes_cache,
     safe_softmax_scratch,
 )
-from .scratch import SUMS, column_sum
+from .scratch import SUMS, WIDE_EMBEDDING_GRADIENT, column_sum
 
 # Up to this many rows of inputs bitsandbytes multiplies without dequantising, on every card. Source: bitsandbytes 0.50,
 # backends/cuda/ops.py, _GEMM_4BIT_CUSTOM_FLOOR_M
@@ -229,6 +229,7 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
     # softmax_backward_cuda_out
     softmax_backward = aten._softmax_backward_data.default
     safe_softmax = aten._safe_softmax.default
+    embedding_backward = aten.embedding_dense_backward.default
     batched = {aten.bmm.default: 0, aten.baddbmm.default: 1}  # where their matrices begin among the arguments
     laid_out = {getattr(aten, name).default: place for name, place in ACTIVATION_GRADIENTS.items()}
     copied = copied_operands(recorder.device)
@@ -288,6 +289,8 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
             name = names.get(operator)
             if name is None:
                 name = names[operator] = str(operator).replace("_for_cpu", "")
+            if operator is embedding_backward and args[0].element_size() > 2:
+                name = WIDE_EMBEDDING_GRADIENT
             adds_mask = operator is add and in_math_attention.get()
             if adds_mask or (operator in in_place and in_backward() and is_in_place(operator, *args)):
                 operator = in_place[operator]

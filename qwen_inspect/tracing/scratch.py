@@ -1,4 +1,4 @@
-"""Scratch memory of CUDA's kernels: sums over rows, and cuDNN's attention backward."""
+"""Scratch memory of CUDA's kernels: sums over rows, cuDNN's attention backward, and gradients of embeddings."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ CUDNN_SCRATCH, CUDNN_DROPOUT = "cudnn_attention.scratch", "cudnn_attention.dropo
 # cuDNN's workspace beyond the tensors of its graph, as measured: torch 2.11 on an H100, forwards and backwards of every training
 # run of benchmarks/recorded.
 CUDNN_BYTES = 256
+EMBEDDING, EMBEDDING_GRADIENT = "aten.embedding.default", "aten.embedding_dense_backward.default"
+WIDE_EMBEDDING_GRADIENT = "aten.embedding_dense_backward.float32"  # the same, of a weight in float32
+EMBEDDING_SCRATCH = "embedding_backward.scratch"
+EMBEDDING_IDS = (1 << 60) + (4 << 40)
+# From so many tokens on they are sorted, and so many of equal ones are added by a thread. Source: see `with_embeddings`
+FEWEST_SORTED, ROWS_OF_A_THREAD = 3073, 10
 # Assumed for a card whose number is unknown: the A100's, as unknown cards count as sm_80.
 ANY_MULTIPROCESSORS, ANY_THREADS = 108, 2048
 
@@ -102,6 +108,46 @@ def with_sums(timeline: Timeline, multiprocessors: int, threads: int) -> Timelin
             if len(event) > 1 and event[0] in after
         },
     )
+
+
+def with_embeddings(timeline: Timeline, tokens: int, sort_bytes: int) -> Timeline:
+    """Adds the scratch of embeddings' gradients, whose kernel sorts many tokens and adds up the rows of equal ones in float32.
+
+    tokens: of a micro-batch. sort_bytes: CUB's scratch for sorting them. Not counted: CUB's for its scan and for unique keys, a
+    few KiB. Source: torch 2.13, aten/src/ATen/native/cuda, Embedding.cu, embedding_dense_backward_cuda, and
+    EmbeddingBackwardKernel.cu, embedding_backward_cuda_kernel
+    """
+    gradients = (EMBEDDING_GRADIENT, WIDE_EMBEDDING_GRADIENT)
+    found = [index for index, event in enumerate(timeline.events) if len(event) > 1 and event[3] in gradients]
+    if tokens < FEWEST_SORTED or not found:
+        return timeline
+    made = [event for event in timeline.events if isinstance(event, Allocate) and event.operator == EMBEDDING]
+    looked_up = {event.module: event.size_bytes for event in made}
+    row = made[0].size_bytes // tokens  # the first embedding is of tokens
+    ids = count(EMBEDDING_IDS)
+    changed: dict[int, tuple[Event, ...]] = {}
+    for index in found:
+        gradient = timeline.events[index]
+        assert isinstance(gradient, Allocate)
+        whole = looked_up[gradient.module]
+        # Positions may be looked up once for all sequences; tables with wider rows are of tokens.
+        rows = whole // row if whole <= row * tokens else tokens
+        if rows < FEWEST_SORTED:
+            continue
+        numbers = whole // rows // (4 if gradient.operator == WIDE_EMBEDDING_GRADIENT else 2)
+        segments = min(rows, gradient.size_bytes // (whole // rows))
+        parts = rows // ROWS_OF_A_THREAD + segments
+        before, after = (
+            [gradient._replace(id=next(ids), size_bytes=size, operator=EMBEDDING_SCRATCH) for size in sizes]
+            for sizes in (
+                (8 * rows, 8 * rows, 8 * rows, sort_bytes),  # in order, their places, numbers from 0
+                (8 * rows, 8, 8 * segments, 8 * segments, 8, 8 * parts, 4 * parts * numbers),
+            )
+        )
+        *kept, arange, sort = before
+        freed = (Free(event.id) for event in (*reversed(after), *reversed(kept)))
+        changed[index] = (*before, Free(sort.id), Free(arange.id), gradient, *after, *freed)
+    return _changed(timeline, changed)
 
 
 def varies_by_card(timeline: Timeline) -> bool:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.keep_traces import report_of
+from qwen_inspect.architectures.families import CLASSES
 from qwen_inspect.loaders import gpus
-from qwen_inspect.results.timeline import ColumnSum
-from qwen_inspect.tracing.scratch import column_sum, sum_scratch
+from qwen_inspect.predicting.allocation.on_device import on_device, sort_scratch_bytes
+from qwen_inspect.predicting.sources import training_timeline
+from qwen_inspect.predicting.training_plan import plan_of
+from qwen_inspect.results.memory import Run
+from qwen_inspect.results.timeline import Allocate, ColumnSum, Free
+from qwen_inspect.tracing.scratch import EMBEDDING_SCRATCH, column_sum, sum_scratch
+
+from ..support.small_models import small_config
 
 
 @pytest.mark.parametrize(
@@ -45,3 +53,30 @@ def test_threads_of_a_multiprocessor_are_those_of_the_compute_capability() -> No
     """CUDA C++ programming guide: 2,048 threads, but 1,024 of 7.5 and 1,536 of 8.6, 8.9 and 12.0; any card counts as sm_80."""
     cards = {"Tesla T4": 1024, "RTX 3090": 1536, "RTX 4090": 1536, "sm_120": 1536, "H100 SXM": 2048, "Any Card": 2048}
     assert {name: gpus.threads_per_multiprocessor(name) for name in cards} == cards
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(("batch", "tokens"), [(2, 1_536), (2, 1_537), (4, 1_000)])
+def test_the_gradient_of_an_embedding_sorts_its_tokens_from_3073_on(family: str, batch: int, tokens: int) -> None:
+    """GPT-2 looks up its positions once for all sequences. Sizes as in torch 2.13, EmbeddingBackwardKernel.cu."""
+    config = {**small_config(family), "architectures": [CLASSES[family][0]], "n_positions": 2_048}
+    report = report_of(config)
+    run = Run(mode="train", batch=batch, prompt_tokens=tokens, attention="sdpa", optimizer="sgd")
+    timeline, _ = training_timeline(report, plan_of(report, run))
+    rows, words = batch * tokens, config["vocab_size"]
+    parts = rows // 10 + words  # fewer words than tokens
+    sizes = [
+        *(3 * [8 * rows] + [sort_scratch_bytes(8 * rows)]),  # in order, places, numbers from 0, the sort's own
+        *(8 * rows, 8, 8 * words, 8 * words, 8, 8 * parts),
+        4 * parts * 64,  # sums in float32, beside weights in bfloat16
+    ]
+    events = on_device(timeline, run).events
+    scratch = [event for event in events if isinstance(event, Allocate) and event.operator == EMBEDDING_SCRATCH]
+    assert [event.size_bytes for event in scratch] == (
+        2 * sizes if rows > 3_072 else []
+    )  # a first step and a later one
+    freed = [event.id for event in events if isinstance(event, Free)]
+    assert all(freed.count(event.id) == 1 for event in scratch)
+    first = {event.id for event in scratch[: len(sizes)]}
+    places = [place for place, event in enumerate(events) if event[0] in first]
+    assert not places or places[-1] - places[0] == 2 * len(sizes)  # beside them only the gradient

@@ -10,7 +10,7 @@ from ...loaders import gpus
 from ...results.exploration import GROWTHS, grown_bytes, grown_tokens
 from ...results.memory import Run
 from ...results.timeline import CUDA_SCRATCH, Allocate, Event, Free, Stage, Timeline, allocations, frees, operators_of
-from ...tracing.scratch import ANY_MULTIPROCESSORS, as_cudnn, log_sum_exps, with_sums
+from ...tracing.scratch import ANY_MULTIPROCESSORS, as_cudnn, log_sum_exps, with_embeddings, with_sums
 from ...values import replace
 from .replay import load_and_cast, load_from_warm_up_block, load_one_by_one
 from .workspaces import LT_WORKSPACE_BYTES, has_cudnn_attention, workspace_of
@@ -48,6 +48,9 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
         timeline = _without(timeline, _log_sum_exps(timeline))
     operators = operators_of(timeline.events)
     timeline = _sorting(timeline, operators)
+    if run.mode == "train":
+        tokens = run.batch * run.prompt_tokens
+        timeline = with_embeddings(timeline, tokens, sort_scratch_bytes(8 * tokens))
     begins = timeline.stages[1].first_event
     load, rest = timeline.events[:begins], timeline.events[begins:]
     if timeline.cast:
