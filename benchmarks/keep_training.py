@@ -203,7 +203,7 @@ def sampled_tokens(outline: Outline, random: Random) -> int:
     if is_looped(outline):  # of which all other numbers of turns are made but one and two
         whole = CHUNK_TOKENS * random.randint(CHUNK_TURNS, CHUNK_TURNS + 6)
         return random.choice([whole, whole + random.randint(1 - CHUNK_TOKENS, -1)])
-    near = [tokens + random.randint(-2, 2) for _, tokens in outline.thresholds]
+    near = [tokens + random.randint(-2, 2) for kind, tokens in outline.thresholds if kind != "dynamic"]
     return max(
         FEWEST_TOKENS, random.choice([*near, random.randint(FEWEST_TOKENS, 99), random.randint(FEWEST_TOKENS, 99)])
     )
