@@ -68,7 +68,7 @@ def check_loss(report: Report, run: Run) -> None:
     """UsageError on the host, UnsupportedError for a class or a card of which the library's requests are not known."""
     loss, completion = run.loop.loss, run.loop.completion_tokens
     if completion is not None and loss not in ("trl", "unsloth"):
-        raise UsageError("option_needs", option="--completion-only", other="--loss trl")
+        raise UsageError("option_needs", option="--completion-only", other="--loss trl|unsloth")
     if completion is not None and completion > run.prompt_tokens // run.loop.packing:
         raise UsageError("completion_beyond", completion=completion, tokens=run.prompt_tokens // run.loop.packing)
     if run.loop.name == "sft" and report.known.quantised is not None:

@@ -22,15 +22,17 @@ PARAMETER_BY_PARAMETER = ("adamw_for_loop", "none")
 OTHER_STATES = {"sgd_momentum": 1, "muon": 1}
 
 
-def check_loop(how: Parallelism, run: Run) -> None:
-    """UnsupportedError for a loop that fails on several ranks, or of which is not known what it takes there."""
+def check_loop(how: Parallelism, run: Run, *, tied: bool) -> None:
+    """UnsupportedError for a loop that fails on several ranks, or of which is not known what it takes there.
+
+    tied: whether the head is the embedding.
+    """
     loop = run.loop
     if run.transformers is not None:
         raise UnsupportedError("ranks_transformers")
     if loop.ema:
         raise UnsupportedError("ranks_ema")
-    if loop.loss != "model":
-        raise UnsupportedError("ranks_loss", loss=loop.loss)
+    _check_loss(how, run, tied=tied)
     if run.autocast is not None:
         if how.by_deepspeed:
             raise UnsupportedError("ranks_deepspeed_autocast", dtype=run.autocast)
@@ -48,6 +50,28 @@ def check_loop(how: Parallelism, run: Run) -> None:
         raise UnsupportedError("ranks_loop_tensor", loop=loop.name)
     if how.tensor > 1 and loop.clip and not loop.by_trainer:
         raise UnsupportedError("ranks_clip")
+
+
+def _check_loss(how: Parallelism, run: Run, *, tied: bool) -> None:
+    """UnsupportedError for a loss that reads the head's weight where FSDP2 or a plan leaves it cut; TRL's gathers it.
+
+    Sources: TRL 1.16, trainer/utils.py, add_fused_lm_head; unsloth_zoo 2026.10.9, unsloth_fsdp_unshard; liger-kernel 0.8.5,
+    transformers/model/qwen3.py, lce_forward
+    """
+    loss = run.loop.loss
+    if loss == "model":
+        return
+    if (
+        loss == "torch"
+        or how.by_deepspeed
+        or how.expert > 1
+        or (how.tensor > 1 and (how.fsdp > 1 or not run.loop.by_trainer))
+    ):
+        raise UnsupportedError("ranks_loss", loss=loss)
+    if how.tensor > 1 and loss != "trl":
+        raise UnsupportedError("ranks_loss_tensor", loss=loss)
+    if loss == "liger" and run.lora_rank is not None and run.loop.accelerated and not tied:
+        raise UnsupportedError("ranks_loss_adapters")
 
 
 def check_optimizer(how: Parallelism, run: Run) -> None:

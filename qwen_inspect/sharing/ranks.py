@@ -31,8 +31,8 @@ def ranks_report(report: Report, run: Run, how: Parallelism) -> RanksReport:
     cannot cut it into so many parts, or if the weights are quantised.
     """
     check_training(run)
-    check_loop(how, run)
     _check_read(report)
+    check_loop(how, run, tied=report.spec.tied_embeddings)
     if how.expert > 1 and how.tensor == how.fsdp == 1:
         # Expert ranks are ranks of another kind too; those that share one batch are tensor-parallel.
         how = replace(how, tensor=how.expert)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import types
+from collections import OrderedDict
 from collections.abc import Callable
 
 from ..errors import UnsupportedError
 from ..results.training import Loop, Loss
 from ..typed import Any
+from .one_rank import unshard, unsharded_type, whole_weight
 from .torch_loss import torch_loss
 from .unsloth_loss import unsloth_loss
 
@@ -24,6 +26,7 @@ OF_LIGER = frozenset({
     "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "smollm3",
 })  # fmt: skip
 IGNORED = -100
+TRL_RESULTS = ("log_probs", "entropy", "is_top1", "label_mask")
 TRL_TOKENS, TRL_VOCABULARY = 4096, 32768  # TRL 1.16, kernels/chunked_logprob.py and trainer/utils.py
 
 
@@ -35,6 +38,8 @@ def fuse_loss(model: Any, loop: Loop, labelled: int, tiled_from: int) -> None:
     outputs = ("entropy", "is_top1") if loop.hits else ("entropy",)
     if loss == "model":
         return
+    from transformers.modeling_outputs import CausalLMOutputWithPast as outputs_of
+
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = whole.get_output_embeddings()
     if not _is_fused(whole, head, loss):
@@ -43,16 +48,15 @@ def fuse_loss(model: Any, loop: Loop, labelled: int, tiled_from: int) -> None:
     @functools.wraps(type(whole).forward)
     def forward(self: Any, *, labels: Any, num_items_in_batch: Any = None, **inputs: Any) -> Any:
         if loss == "liger":
-            return types.SimpleNamespace(loss=_liger_loss(self, labels, num_items_in_batch, inputs), logits=None)
+            return outputs_of(loss=_liger_loss(self, labels, num_items_in_batch, inputs))
         if loss == "torch":
-            return types.SimpleNamespace(
-                loss=_loss_of(torch_loss, self, labels, num_items_in_batch, inputs), logits=None
-            )
+            return outputs_of(loss=_loss_of(torch_loss, self, labels, num_items_in_batch, inputs))
         if loss == "unsloth":
             loss_of = functools.partial(unsloth_loss, labelled=labelled, tiled_from=tiled_from)
-            states, weight = _last_states(self, inputs), self.get_output_embeddings().weight
-            return types.SimpleNamespace(loss=loss_of(states, weight, labels, num_items_in_batch), logits=None)
-        return TRLOutputs(_trl_results(labelled, self, labels, inputs, outputs), num_items_in_batch)
+            states, head = _last_states(self, inputs), self.get_output_embeddings()
+            unshard(head)
+            return outputs_of(loss=loss_of(states, head.weight, labels, num_items_in_batch))
+        return TRLOutputs(zip(TRL_RESULTS, _trl_results(labelled, self, labels, inputs, outputs), strict=True))
 
     whole.forward = types.MethodType(forward, whole)
 
@@ -68,7 +72,7 @@ def _is_fused(model: Any, head: Any, loss: Loss) -> bool:
     config = model.config
     return (
         type(model).__name__.endswith("ForCausalLM")
-        and type(head) is torch.nn.Linear
+        and unsharded_type(head) is torch.nn.Linear
         and head.bias is None
         and not getattr(config, "output_router_logits", False)
         and (loss != "liger" or config.model_type in OF_LIGER)
@@ -159,23 +163,21 @@ def _add_liger_product(total: Any, logits: Any, chunk: Any) -> None:
 # --- TRL
 
 
-class TRLOutputs:
+class TRLOutputs(OrderedDict[str, Any]):
     """What the model returns. The trainer computes the loss of it, outside of autocast, and then lets go of all.
 
+    count: what the sum of losses is divided by; None: the number of labels. A dictionary, in which FSDP2 finds the tensors.
     Source: TRL 1.16, trainer/sft_trainer.py, SFTTrainer.compute_loss
     """
 
-    logits = None
-
-    def __init__(self, results: tuple[Any, ...], count: Any) -> None:
-        self.results, self.count = results, count
+    logits = count = None
 
     @property
     def loss(self) -> Any:
         import torch
 
-        self.losses = -self.results[0]
-        labelled = self.results[-1].sum() if self.count is None else torch.as_tensor(self.count)
+        self.losses = -self["log_probs"]
+        labelled = self["label_mask"].sum() if self.count is None else torch.as_tensor(self.count)
         return self.losses.sum() / labelled.clamp(min=1)
 
 
@@ -206,9 +208,10 @@ def _trl_results(
     hidden, labels = hidden[:, :-1], labels[:, 1:]
     mask = labels != IGNORED
     selected = _selected()
+    weight = whole_weight(model.get_output_embeddings().weight)
     results = _trl_function().apply(
         selected.apply(hidden, mask, labelled),
-        model.get_output_embeddings().weight,
+        weight,
         selected.apply(labels, mask, labelled),
         _autocast_dtype(hidden.dtype),
         outputs,

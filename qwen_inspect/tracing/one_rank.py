@@ -119,6 +119,28 @@ def local(tensor: Any) -> Any:
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
+def unsharded_type(module: Any) -> type:
+    """The class that a module had before FSDP2 mixed its own in. Source: torch 2.13, _fully_shard.py, fully_shard"""
+    from torch.distributed.fsdp import FSDPModule
+
+    return type(module).__bases__[1] if isinstance(module, FSDPModule) else type(module)
+
+
+def unshard(module: Any) -> None:
+    """Gathers the weights of a unit whose forward is not called. Source: unsloth_zoo 2026.10.9, unsloth_fsdp_unshard"""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(module, FSDPModule):
+        module.unshard()
+
+
+def whole_weight(weight: Any) -> Any:
+    """A weight that is gathered if it is still sharded. Source: TRL 1.16, trainer/utils.py, add_fused_lm_head"""
+    from torch.distributed.tensor import DTensor
+
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
 def by_mesh(tensors: Iterable[Any]) -> list[list[Any]]:
     """DTensors grouped by their mesh, and other tensors, which have none: kernels of many tensors take one kind."""
     groups: dict[Any, list[Any]] = {}

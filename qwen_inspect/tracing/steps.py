@@ -59,7 +59,7 @@ def train(
                 loss = outputs.loss
             if loop.accelerated:
                 if counted:
-                    loss *= 1  # by the number of devices
+                    loss = loss * 1 if loop.loss == "trl" else loss.mul_(1)  # by the number of devices
                 if loop.keep_logits == "no":
                     outputs = None
                 stage("backward")
@@ -159,8 +159,11 @@ def _forward(model: Any, batch: dict[str, Any], loop: Loop, autocast_dtype: str 
     """
     import torch
 
+    count = batch.pop("num_items_in_batch", None) if loop.loss == "trl" else None
     with autocast(autocast_dtype, device):
         outputs = model(**batch, use_cache=False)
+    if loop.loss == "trl":
+        outputs.count = count
     if loop.accelerated and autocast_dtype is not None and torch.is_tensor(outputs.logits):
         outputs.logits = outputs.logits.float()
     return outputs

@@ -52,7 +52,8 @@ def unsloth_loss(hidden: Any, weight: Any, labels: Any, count: Any, *, labelled:
 
     targets = _targets(labels)
     number = (targets != IGNORED).sum() if count is None else torch.as_tensor(count)
-    number = _not_zero(number.to(torch.float32).reshape(()))
+    number = number.to(torch.float32).reshape(())
+    number = _not_zero(number)
     states = hidden.reshape(-1, hidden.shape[-1])
     divisor = _not_zero(number)
     scaling = torch.ones((), dtype=torch.float32)

@@ -14,25 +14,31 @@ from typing import Any
 
 import pytest
 
+from qwen_inspect.architectures import architecture_of
 from qwen_inspect.fitting.colocated import with_chunked_head
 from qwen_inspect.predicting import scoring
 from qwen_inspect.results.memory import Run
+from qwen_inspect.results.ranks import Parallelism, Place
 from qwen_inspect.results.timeline import Allocate, Event
 from qwen_inspect.results.training import Loop, Loss, loop_of
 from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.tracing.adapting import Adapters
 from qwen_inspect.tracing.fused_losses import liger_rows
 from qwen_inspect.tracing.torch_loss import torch_rows
+from qwen_inspect.tracing.trace import TraceRequest, trace
 from qwen_inspect.tracing.unsloth_loss import unsloth_rows
 
 from ..support.families import FAMILIES
 from ..support.models import write_config
 from ..support.real_runs import PROMPT, traced
 from ..support.real_training import on_cpu
+from ..support.shared_models import MODELS
 
 BATCH, STEPS = 2, 2
 NUMBERS_BYTES = 64  # single numbers of the loss, of which the profiler shows those of the host too
 BELOW_FROZEN: dict[str, Any] = {"frozen": "lm_head|embed", "autocast": "bfloat16", "accumulate": 2}
+MIXED: dict[str, Any] = {"autocast": "bfloat16", "accumulate": 2}
+ADAPTED: dict[str, Any] = {**MIXED, "lora": Adapters(rank=3, targets=("all-linear",))}
 UNTIED = {"dtype": "float32", "torch_dtype": "float32", "tie_word_embeddings": False}
 
 
@@ -157,6 +163,36 @@ def test_two_layers_score_like_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert few == scoring.scoring_bytes(report, run, sequences=9, reference=True)
     monkeypatch.setattr(scoring, "BATCHES", 5)
     assert few == scoring.scoring_bytes(report, run, sequences=9, reference=True)
+
+
+@pytest.mark.parametrize(
+    ("loss", "model", "how", "workload", "recorded"),
+    [
+        ("trl", "qwen3", {"fsdp": 2}, ADAPTED, 7_321_936),
+        ("trl", "qwen3", {"tensor": 2}, {}, 7_314_912),
+        ("unsloth", "qwen3 tied", {"fsdp": 2}, ADAPTED, 1_255_406),
+        pytest.param("liger", "qwen3", {"fsdp": 2}, MIXED, 2_239_524, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_rank_gathers_the_head_as_the_librarys_code_does(
+    loss: Loss, model: str, how: dict[str, Any], workload: dict[str, Any], recorded: int
+) -> None:
+    """Rank 0 of 2 real processes (gloo) with the libraries' code as above in the real Trainer, followed request by request.
+    Below a PeftModel or a plan TRL's head gathers its weight (full_tensor), Unsloth's unshards it; Liger's is gathered with the norm.
+    """
+    config = {**MODELS[model], "num_hidden_layers": 3}
+    request = TraceRequest(
+        mode="train",
+        batch=BATCH,
+        prompt_tokens=PROMPT,
+        steps=STEPS,
+        device="cpu",
+        optimizer="adamw_fused",
+        loop=loop_of("trainer", loss=loss),
+        **workload,
+    )
+    timeline = trace(architecture_of(config).spec, config, request, Place(how=Parallelism(**how), rank=0))
+    assert peak_bytes(on_cpu(timeline)) == recorded
 
 
 def test_liger_halves_chunks_until_their_logits_are_as_large_as_the_states() -> None:
