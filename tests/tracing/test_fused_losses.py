@@ -178,7 +178,7 @@ def test_a_rank_gathers_the_head_as_the_librarys_code_does(
     loss: Loss, model: str, how: dict[str, Any], workload: dict[str, Any], recorded: int
 ) -> None:
     """Rank 0 of 2 real processes (gloo) with the libraries' code as above in the real Trainer, followed request by request.
-    Below a PeftModel or a plan TRL's head gathers its weight (full_tensor), Unsloth's unshards it; Liger's is gathered with the norm.
+    Below a PeftModel or a plan TRL's head gathers its weight (full_tensor), Unsloth's unshards it; Liger's comes with the norm.
     """
     config = {**MODELS[model], "num_hidden_layers": 3}
     request = TraceRequest(
