@@ -77,13 +77,25 @@ class ColumnSum:
     vector: int
 
 
+class Ready(NamedTuple):
+    """A backward has made a parameter's gradient, just before the event with index `event`: ids of both storages.
+
+    None: all of a step's are made.
+    """
+
+    event: int
+    parameter: int | None = None
+    gradient: int | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
     """A whole run. Ids are unique in it; what is not freed is alive at its end.
 
     kept: (id, "cache" or "state") of storages that the cache keeps at the end of a stage; empty if not recorded. sums: (id of the
     result, sum) of a training run's sums over rows; empty otherwise. cast: whether everything loaded except 4-bit weights was
-    stored in 16 bits and cast to 32. owners: (id, module) of what an optimizer allocates for a module's parameter.
+    stored in 16 bits and cast to 32. owners: (id, module) of what an optimizer allocates for a module's parameter. ready: when
+    gradients are made, of a run for DeepSpeed.
     """
 
     events: tuple[Event, ...]
@@ -92,6 +104,7 @@ class Timeline:
     sums: tuple[tuple[int, ColumnSum], ...] = field(default=(), compare=False)
     cast: bool = field(default=False, compare=False)
     owners: tuple[tuple[int, str], ...] = field(default=(), compare=False)
+    ready: tuple[Ready, ...] = field(default=(), compare=False)
 
 
 class Change(NamedTuple):

@@ -17,6 +17,7 @@ from ..results.ranks import Parallelism
 
 # Numbers that an optimizer keeps for each parameter. Source: torch 2.13, optim/adam.py, optim/sgd.py.
 STATES = {"adamw_foreach": 2, "adamw_fused": 2, "adamw_for_loop": 2, "sgd": 0, "none": 0}
+STEP_BYTES = 4  # of fused AdamW, which counts its steps beside its states; of one tensor here
 # DeepSpeed aligns its flat buffer to this many elements for each rank (nccl_start_alignment_factor).
 ALIGNMENT = 2
 # Defaults of config.py: elements of the buffer in which gradients are reduced, and of the largest parameter that stays gathered.
@@ -80,6 +81,8 @@ def _stages_1_and_2(kinds: Sequence[Kind], how: Parallelism, run: Run) -> dict[s
     padded = -(-elements // alignment) * alignment
     padding = _bytes(padded - elements, trained[0][1]) if trained else 0
     optimizer = (1 + STATES[run.optimizer]) * _bytes(padded // how.fsdp, DType.F32) if run.optimizer != "none" else 0
+    if run.optimizer == "adamw_fused" and trained and not how.offload_optimizer:
+        optimizer += STEP_BYTES
     host = 0
     if how.offload_optimizer and trained:
         on_device, host = _offloaded(trained, padded // how.fsdp)

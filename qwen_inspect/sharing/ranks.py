@@ -18,6 +18,7 @@ from ..results.model import Report
 from ..results.ranks import DeviceMapReport, Parallelism, Place, RankBytes, RanksReport
 from ..structure.adapters import PREFIX
 from ..values import replace
+from .deepspeed_peaks import deepspeed_peaks
 from .four_bits import base_on_ranks, four_bit_weights
 from .loops import check_loop, mixed_dtype
 from .plans import NOT_LOADED_BY_RANKS, built_plans, plans_of
@@ -48,16 +49,18 @@ def ranks_report(report: Report, run: Run, how: Parallelism) -> RanksReport:
 
 def with_peaks(shared: RanksReport, report: Report, run: Run) -> RanksReport:
     """`shared` with each rank's peak from a trace of that rank; with the reason instead if it cannot be traced."""
-    if shared.parallelism.by_deepspeed:
-        return _without_peaks(shared, Message("ranks_trace_deepspeed"))
     if shared.parallelism.tensor > 1 and run.lora_rank is not None:
         return _without_peaks(shared, Message("ranks_trace_adapters"))
+    by_deepspeed = shared.parallelism.by_deepspeed
     try:
-        ranks = tuple(_with_peak(rank, report, run, shared.parallelism) for rank in shared.ranks)
+        if by_deepspeed:
+            ranks = tuple(deepspeed_peaks(shared.ranks, report, run, shared.parallelism))
+        else:
+            ranks = tuple(_with_peak(rank, report, run, shared.parallelism) for rank in shared.ranks)
     except (UnavailableError, UnsupportedError) as error:
         return _without_peaks(shared, error.message)
-    assumptions = [Message("assume_ranks_traced")]
-    if shared.parallelism.fsdp > 1:
+    assumptions = [Message("assume_ranks_traced_deepspeed" if by_deepspeed else "assume_ranks_traced")]
+    if shared.parallelism.fsdp > 1 and not by_deepspeed:
         assumptions.append(Message("assume_ranks_streams"))
     return replace(shared, ranks=ranks, assumptions=(*shared.assumptions, *assumptions))
 

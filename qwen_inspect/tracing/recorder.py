@@ -18,6 +18,7 @@ from ..results.timeline import (
     ColumnSum,
     Event,
     Free,
+    Ready,
     Stage,
 )
 from ..typed import Any
@@ -61,6 +62,7 @@ class Recorder:
         self.closed = False
         self.kept: dict[int, str] = {}  # use of each cached storage, by id
         self.sums: dict[int, ColumnSum] = {}  # sums over rows, by the id of their output
+        self.ready: list[Ready] = []  # gradients
         self.owners: dict[int, str] = {}  # module of the parameter for which an optimizer allocates a storage, by id
         self._owned: dict[int, str] = {}  # that of parameters, gradients and what is made of them, by address
         self._owner = ""  # that of the optimizer's last operator
@@ -99,6 +101,21 @@ class Recorder:
 
     def let_go(self, identity: int) -> None:
         self.events.append(Free(identity))
+
+    def adopt(self, tensor: Any, identity: int) -> None:
+        """Lets a tensor's storage stand for what `take` recorded: it is freed with the tensor."""
+        storage = tensor.untyped_storage()
+        self._ids[storage._cdata] = identity
+        weakref.finalize(storage, self._release, storage._cdata, identity).atexit = False
+
+    def gradient(self, parameter: Any) -> None:
+        """Records that the parameter's gradient is made."""
+        storages = (tensor.untyped_storage()._cdata for tensor in (parameter, parameter.grad))
+        self.ready.append(Ready(len(self.events), *(self._ids[address] for address in storages)))
+
+    def reduced(self) -> None:
+        """Records that the backward's gradients are all made, and are to be reduced."""
+        self.ready.append(Ready(len(self.events)))
 
     def resize(self, tensor: Any, size_bytes: int) -> None:
         """Records that a storage is about to be freed (0 bytes) or allocated again while Python keeps the object."""

@@ -87,6 +87,45 @@ def train(
     return loss, logged, outputs, norm, total, ahead, batch, optimizer, scaler, averaged
 
 
+def train_by_engine(
+    model: Any,
+    inputs_of: Callable[[], dict[str, Any]],
+    stage: Callable[[str], None],
+    reduced: Callable[[], None],
+    *,
+    steps: int,
+    accumulate: int,
+) -> object:
+    """`train` with DeepSpeed's engine, without its optimizer: gradients go as the stage "optimizer" begins.
+
+    reduced: called where the engine reduces the gradients of the step's last backward.
+
+    The loop is `loss = engine(**inputs, labels=labels).loss; engine.backward(loss); engine.step()`. Source: DeepSpeed 0.19.8,
+    runtime/engine.py, DeepSpeedEngine.backward; runtime/fp16/loss_scaler.py, scale_loss
+    """
+    loss = None
+    for _ in range(steps):
+        for number in range(accumulate):
+            stage("forward")
+            inputs = inputs_of()
+            labels = labels_of(model, inputs["input_ids"])
+            loss = model(**inputs, labels=labels, use_cache=False).loss
+            stage("backward")
+            _backward_by_engine(loss, accumulate, reduced if number == accumulate - 1 else lambda: None)
+        stage("optimizer")
+        for parameter in model.parameters():
+            parameter.grad = None
+    return loss
+
+
+def _backward_by_engine(loss: Any, micro_batches: int, reduced: Callable[[], None]) -> object:
+    divided = loss / micro_batches
+    scaled = divided * 1.0
+    scaled.backward()
+    reduced()
+    return divided
+
+
 def _reduce_gradients(model: Any, reduced: bool) -> None:
     """Whether FSDP2 shards the gradients of the next backward, or keeps them whole until they are all summed up.
 

@@ -68,7 +68,7 @@ from .optimizers import optimizer_of, page, to_device
 from .recorder import Recorder, recording
 from .scoring import score
 from .selecting import known_selections
-from .steps import train
+from .steps import train, train_by_engine
 from .towers import with_few_layers
 from .unsloth_loss import TILED_FROM
 
@@ -98,6 +98,7 @@ class TraceRequest:
     scored: of `train`: no step, but log-probabilities without gradients.
     few_chunks: of `train` too, linear attention's loop over the prompt ends after CHUNK_TURNS turns.
     tiled_from: as in `unsloth_loss`.
+    by_deepspeed: of `train`, DeepSpeed's engine runs the forward and the backward; its optimizer is left out (`zero.on_rank`).
     """
 
     mode: Mode
@@ -127,6 +128,7 @@ class TraceRequest:
     scored: bool = False
     few_chunks: bool = False
     tiled_from: int = TILED_FROM
+    by_deepspeed: bool = False
 
     @property
     def prepared(self) -> bool:
@@ -245,6 +247,7 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
         sums=tuple(recorder.sums.items()),
         cast=workload.prepared and place is None and spec.dtype.torch_name != "float32",
         owners=tuple(recorder.owners.items()),
+        ready=tuple(recorder.ready),
     )
 
 
@@ -397,6 +400,8 @@ def _runs(model: Any, spec: ModelSpec, workload: TraceRequest) -> Callable[[Any,
             return _generate
         case "train" if workload.scored:
             return score
+        case "train" if headed and workload.by_deepspeed:
+            return _train_by_deepspeed
         case "train" if headed:
             return _train
         case "forward":
@@ -630,6 +635,25 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
         loop=workload.loop,
         before_step=lambda: to_device(optimizer),
         average=average,
+    )
+
+
+def _train_by_deepspeed(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(recorder.gradient)
+
+    def stage(name: str) -> None:
+        recorder.stage(name)
+        recorder.outside = "inputs" if name == "forward" else name
+
+    return train_by_engine(
+        model,
+        lambda: _inputs(model, workload),
+        stage,
+        recorder.reduced,
+        steps=workload.steps,
+        accumulate=workload.accumulate,
     )
 
 

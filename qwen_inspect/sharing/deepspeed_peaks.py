@@ -1,0 +1,83 @@
+"""The peak of each rank of a DeepSpeed run: a traced forward and backward, with what DeepSpeed takes around them on that rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..checkpoint import DType
+from ..errors import UnsupportedError
+from ..language import Message
+from ..predicting.families.family_training import MICRO_BATCHES
+from ..predicting.footprint import traced_footprint
+from ..predicting.sources import trace_request, with_kernel
+from ..progress import working
+from ..results.memory import Moment, Run
+from ..results.model import Report
+from ..results.ranks import Parallelism, Place, RankBytes
+from ..results.timeline import Timeline
+from ..spec import each_tensor
+from ..tracing import versions
+from ..values import replace
+
+MOST_RANKS = 64  # each of which takes a second or two
+COMPARED = ("weights", "buffers", "optimizer")
+
+
+def check_peaks(report: Report, run: Run, how: Parallelism) -> DType:
+    """The dtype of all parameters; UnsupportedError with what is missing where the peak is not known."""
+    if run.mode != "train" or run.optimizer == "none":
+        raise UnsupportedError("ranks_deepspeed_peak_train")
+    if how.zero_stage == 3:
+        raise UnsupportedError("ranks_deepspeed_peak_3")
+    if run.lora_rank is not None:
+        raise UnsupportedError("ranks_deepspeed_peak_adapters")
+    loop = run.loop
+    if loop.name is not None or loop.keep_gradients or loop.keep_logits != "no":
+        raise UnsupportedError("ranks_deepspeed_peak_loop")
+    if how.fsdp > MOST_RANKS:
+        raise UnsupportedError("ranks_deepspeed_peak_ranks", most=MOST_RANKS)
+    dtypes = {tensor.dtype for tensor in each_tensor(report.tree)}
+    if dtypes not in ({DType.BF16}, {DType.F32}):
+        raise UnsupportedError("ranks_deepspeed_peak_dtype")
+    (dtype,) = dtypes
+    assert isinstance(dtype, DType)
+    return dtype
+
+
+def deepspeed_peaks(groups: tuple[RankBytes, ...], report: Report, run: Run, how: Parallelism) -> Iterator[RankBytes]:
+    """`groups` with peaks; ranks with different peaks apart. UnavailableError without torch; UnsupportedError if the peak is not
+    known, or if the trace ends with other bytes than `groups` have.
+    """
+    dtype = check_peaks(report, run, how)
+    run = replace(with_kernel(run, report), accumulate=min(run.accumulate, MICRO_BATCHES))
+    with working("working_trace", batch=run.batch, tokens=run.prompt_tokens):
+        whole = _whole(report, run)
+        for group in groups:
+            ranks_of: dict[Moment | None, list[int]] = {}
+            for rank in group.ranks:
+                ranks_of.setdefault(_peak(group, whole, run, Place(how=how, rank=rank), dtype), []).append(rank)
+            for peak, ranks in ranks_of.items():
+                yield replace(group, ranks=tuple(ranks), peak=peak)
+
+
+def _whole(report: Report, run: Run) -> Timeline:
+    from ..architectures.generic import buildable
+    from ..tracing.trace import trace
+
+    config = report.config or {}
+    request = replace(trace_request(run), by_deepspeed=True, optimizer="none")
+    return trace(report.spec, buildable(config) if report.spec.built else config, request)
+
+
+def _peak(group: RankBytes, whole: Timeline, run: Run, place: Place, dtype: DType) -> Moment | None:
+    from ..tracing.zero import on_rank
+
+    timeline = on_rank(whole, place, dtype=dtype.torch_name, optimizer=run.optimizer)
+    footprint = traced_footprint(timeline, run, provenance=versions())
+    for term in COMPARED:
+        expected, traced = getattr(group, term), getattr(footprint.steady, term)
+        if traced != expected:
+            raise UnsupportedError(
+                "ranks_trace_differs", term=Message(f"term_{term}"), traced=traced, expected=expected
+            )
+    return footprint.peak

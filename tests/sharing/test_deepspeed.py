@@ -1,0 +1,149 @@
+"""DeepSpeed's peaks are true: its real ranks took what is predicted, as `support/deepspeed_runs.py` recorded them."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_inspect.architectures import architecture_of
+from qwen_inspect.errors import UnsupportedError
+from qwen_inspect.results.memory import Optimizer, Run
+from qwen_inspect.results.ranks import Parallelism, Place, RanksReport
+from qwen_inspect.results.timeline import Event, Timeline
+from qwen_inspect.results.training import loop_of
+from qwen_inspect.sharing.deepspeed_peaks import check_peaks
+from qwen_inspect.sharing.ranks import ranks_report, with_peaks
+from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.tracing.trace import TraceRequest, trace
+from qwen_inspect.tracing.zero import OPTIMIZER, on_rank
+
+from ..support.deepspeed_runs import BATCH, DEFAULT_BUCKET, JOBS, PROMPT, STEPS, Job, recorded, run, unpacked
+from ..support.following import Change, follow
+from ..support.following import Run as Following
+from ..support.real_training import STEP_COUNTER_BYTES, on_cpu
+from ..support.shared_models import QWEN3
+
+
+def how_of(job: Job) -> Parallelism:
+    return Parallelism(fsdp=job.ranks, zero_stage=job.stage, offload_optimizer=job.offloaded)
+
+
+@cache
+def whole(job: Job) -> Timeline:
+    request = TraceRequest(
+        mode="train",
+        batch=BATCH,
+        prompt_tokens=PROMPT,
+        steps=STEPS,
+        accumulate=job.accumulate,
+        checkpointing=job.checkpointing,
+        frozen=job.frozen,
+        optimizer="none",
+        device="cpu",
+        by_deepspeed=True,
+    )
+    return trace(architecture_of(job.config).spec, job.config, request)
+
+
+def steps_of(job: Job, rank: int) -> list[Event]:
+    """What the rank takes and gives back, without what DeepSpeed has made before."""
+    place = Place(how=how_of(job), rank=rank)
+    found = on_cpu(on_rank(whole(job), place, dtype=job.config["dtype"], optimizer=job.optimizer, bucket=job.bucket))
+    (first, *rest) = found
+    assert len(first) > 1
+    assert first[2] == OPTIMIZER
+    return rest
+
+
+def real(job: Job, rank: int) -> Following:
+    changes = [Change(*change) for change in unpacked(recorded()[job.name][str(rank)])]
+    return follow(changes, steps_of(job, rank), Following({}, {}, {}))
+
+
+CASES = [(job, rank) for job in JOBS for rank in sorted({0, job.ranks - 1})]
+
+
+@pytest.mark.parametrize(
+    ("job", "rank"), CASES, ids=lambda value: value.name if isinstance(value, Job) else f"rank {value}"
+)
+def test_each_rank_takes_what_deepspeed_took(job: Job, rank: int) -> None:
+    """Request by request: what lives after each of them, and so the peak and the end, to the byte."""
+    left = real(job, rank).scratch
+    assert {change.size_bytes for change in left.values()} <= {STEP_COUNTER_BYTES}
+
+
+def told(job: Job, directory: Path, **changes: Any) -> RanksReport:
+    (directory / "config.json").write_text(json.dumps(job.config))
+    report = inspect(str(directory))
+    optimizer: Optimizer = job.optimizer  # type: ignore[assignment]
+    chosen: dict[str, Any] = {
+        "frozen": job.frozen,
+        "accumulate": job.accumulate,
+        "checkpointing": job.checkpointing,
+    } | changes
+    run = Run(
+        mode="train", batch=BATCH, prompt_tokens=PROMPT, attention="sdpa", device="cpu", optimizer=optimizer, **chosen
+    )
+    return with_peaks(ranks_report(report, run, how_of(job)), report, run)
+
+
+DEFAULTS = [job for job in JOBS if job.bucket == DEFAULT_BUCKET]
+
+
+@pytest.mark.parametrize("job", DEFAULTS, ids=lambda job: job.name)
+def test_the_peak_that_is_told_is_deepspeeds(job: Job, tmp_path: Path) -> None:
+    """What it held before the run, weights, buffers and the optimizer's, and the most that it took in addition."""
+    found = told(job, tmp_path)
+    of_rank = {rank: group for group in found.ranks for rank in group.ranks}
+    assert sorted(of_rank) == list(range(job.ranks))
+    for rank in sorted({0, job.ranks - 1}):
+        one = of_rank[rank]
+        assert one.peak is not None
+        first = on_cpu(
+            on_rank(whole(job), Place(how=how_of(job), rank=rank), dtype=job.config["dtype"], optimizer=job.optimizer)
+        )[0]
+        before = one.weights + one.buffers + first[1]  # type: ignore[misc]
+        assert one.peak.allocated == before + real(job, rank).real_peak_bytes
+        assert one.peak_reserved is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "how", "key"),
+    [
+        ({"mode": "generate"}, Parallelism(fsdp=2, zero_stage=1), "train"),
+        ({"optimizer": "none"}, Parallelism(fsdp=2, zero_stage=1), "train"),
+        ({}, Parallelism(fsdp=2, offload_optimizer=True), "3"),
+        ({}, Parallelism(fsdp=2, offload_params=True), "3"),
+        ({"lora_rank": 8}, Parallelism(fsdp=2, zero_stage=2, offload_optimizer=True), "adapters"),
+        ({"loop": loop_of("trainer")}, Parallelism(fsdp=2, zero_stage=1), "loop"),
+        ({"loop": loop_of(None, keep_logits=True)}, Parallelism(fsdp=2, zero_stage=1), "loop"),
+        ({}, Parallelism(fsdp=128, zero_stage=1), "ranks"),
+    ],
+)
+def test_what_is_missing_of_a_peak_is_said(changes: dict[str, Any], how: Parallelism, key: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3))
+    chosen: dict[str, Any] = {"mode": "train", "prompt_tokens": 8} | changes
+    run = Run(**chosen)
+    with pytest.raises(UnsupportedError) as caught:
+        check_peaks(inspect(str(tmp_path)), run, how)
+    assert caught.value.message.key == f"ranks_deepspeed_peak_{key}"
+
+
+def test_float16_which_deepspeed_does_not_take_on_cpu_has_no_peak(tmp_path: Path) -> None:
+    found = told(Job(ranks=2, stage=1, changes=(("dtype", "float16"),)), tmp_path)
+    assert [rank.peak for rank in found.ranks] == [None]
+    assert found.assumptions[-1].key == "assume_ranks_untraced"
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("job", JOBS[:1])
+def test_deepspeed_still_does_what_is_recorded(job: Job) -> None:
+    pytest.importorskip("deepspeed")
+    found = run(job)
+    for rank, changes in found.items():
+        sizes = [size for size, _, _ in unpacked(recorded()[job.name][str(rank)])]
+        assert [change[0] for change in changes] == sizes
