@@ -118,7 +118,7 @@ TEXT = {
     "assume_gathered_train": "聚合的权重（不在合计内）最多为：相邻两个单元（反向会提前聚合一个）以及不属于任何单元的部分；接收用的缓冲区另计，已含在峰值中",
     "assume_ranks_unknown": "多设备时不预测：激活值、通信缓冲区（NCCL、Gloo）、工作区、分配器对齐开销、各设备的 CUDA 上下文",
     "assume_ranks_traced": "峰值来自追踪：模型由 transformers 自己切分，作为其中一个 rank 真正运行，其余 rank 为模拟。尚未规约的梯度计入激活值。所有数字均不含：通信缓冲区（NCCL）、各设备的 CUDA 上下文",
-    "assume_ranks_traced_deepspeed": "峰值：追踪前向与反向，并在其中加入 DeepSpeed 0.19.8（第 1、2 阶段）在每个 rank 上自身的分配，按其默认配置：reduce_bucket_size 为 5e8，即 16 位时 1,000,000,000 B 的桶，在梯度产生和规约期间占用（计入激活值；在 Trainer 中设为 auto 时为 hidden_size²）；contiguous_gradients；不用 overlap_comm；gradient_clipping 为 1.0；求范数时逐个把梯度复制为 float64。优化器为 torch 自带、传给 deepspeed.initialize 的优化器。所有数字均不含：DeepSpeed 的初始化（显卡容量足够时，被训练的权重会短暂存有两份）、分配器的预留量、通信缓冲区（NCCL）、各设备的 CUDA 上下文",
+    "assume_ranks_traced_deepspeed": "峰值：追踪前向与反向，并在其中加入 DeepSpeed 0.19.8（第 1、2 阶段）在每个 rank 上自身的分配，按其默认配置：reduce_bucket_size 为 5e8，即 16 位时 1,000,000,000 B 的桶，在梯度产生和规约期间占用（计入梯度；在 Trainer 中设为 auto 时为 hidden_size²）；contiguous_gradients；不用 overlap_comm；gradient_clipping 为 1.0；求范数时逐个把梯度复制为 float64，计入激活值。优化器为 torch 自带、传给 deepspeed.initialize 的优化器。所有数字均不含：DeepSpeed 的初始化（显卡容量足够时，被训练的权重会短暂存有两份）、分配器的预留量、通信缓冲区（NCCL）、各设备的 CUDA 上下文",
     "assume_ranks_streams": "FSDP 在单独的 CUDA stream 中聚合与规约，分配器把这些 stream 的块分开管理：已预留量不作预测",
     "assume_ranks_untraced": "峰值未知：{reason}",
     "assume_device_map": "由 transformers 与 accelerate 按所给容量放置不含数据的模型；层不会被拆开",
