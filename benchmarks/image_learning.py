@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import accumulate, combinations_with_replacement, product
 from typing import Any
@@ -21,6 +21,7 @@ from qwen_inspect.predicting.families.repeats import (
     Place,
     Program,
     Size,
+    Summed,
     Target,
     Token,
     loops_in_order,
@@ -32,7 +33,8 @@ FACTORS = 3  # variables in a product, at most
 SEARCHED = 12  # occurrences that a size is searched in; all check it
 ONE = Place(False, 0, 0)
 SHIFTS = (0, -1, 1, -2, 2)
-ITEMS = tuple(Place(False, 1, shift) for shift in SHIFTS[:3])
+# A backward goes over images and windows from the last to the first.
+ITEMS = tuple(Place(from_end, -1 if from_end else 1, shift) for from_end in (False, True) for shift in SHIFTS[:3])
 ENDS = tuple(Place(from_end, 0, shift) for from_end, shift in ((False, 0), (True, 0), (False, 1), (True, -1)))
 
 
@@ -65,6 +67,7 @@ class Occurrence:
     outer: int = 0
     outers: int = 0
     freed_outer: tuple[int, int] = (0, 0)
+    summed: tuple[int, int, int] | None = None  # outputs, inputs and vector of a sum over rows
 
     @property
     def driver(self) -> int:
@@ -126,6 +129,7 @@ def occurrences(shape: Shape, samples: Sequence[Sample], groups: Sequence[Group]
     firsts = [*accumulate((len(block) for _, _, block in shape), initial=0)]
     for number, sample in enumerate(samples):
         tokens, counts = tokens_of(sample.trace), sample.counts
+        sums = {entry: (outputs[0], inputs[0], vectors[0]) for entry, outputs, inputs, vectors in sample.trace.sums}
         made: dict[int, tuple[tuple[int, int, int], tuple[int, int]]] = {}
         index = 0
         for loop, outer, outers in loops_in_order(len(shape), groups, counts):
@@ -140,6 +144,7 @@ def occurrences(shape: Shape, samples: Sequence[Sample], groups: Sequence[Group]
                 if entry >= 0:
                     made[entry] = (place, turn, count), (outer, outers or 1)
                     occurrence.size = sample.trace.allocations[entry][0][0]
+                    occurrence.summed = sums.get(entry)
                 else:
                     occurrence.freed, occurrence.freed_outer = made[-1 - entry]
                 found[place].append(occurrence)
@@ -227,6 +232,20 @@ class Sizes:
             if total != each.size:
                 return False
         return True
+
+    def request(self, many: Sequence[Occurrence], axis: str, operator: str) -> tuple[Size, Summed | None] | None:
+        """A request's size, and the sum over rows that it is the result of, if all of them are."""
+        size = self.size(many, axis, operator)
+        if size is None or all(each.summed is None for each in many):
+            return None if size is None else (size, None)
+        sums = [each.summed for each in many if each.summed is not None]
+        if len(sums) < len(many) or len({vector for _, _, vector in sums}) > 1:
+            return None
+        outputs, inputs = (
+            self.size([replace(each, size=summed[place]) for each, summed in zip(many, sums, strict=True)], axis, kind)
+            for place, kind in enumerate(("outputs", "inputs"))
+        )
+        return None if outputs is None or inputs is None else (size, Summed(outputs, inputs, sums[0][2]))
 
     def size(self, many: Sequence[Occurrence], axis: str, operator: str) -> Size | None:
         axis = axis or "images"
@@ -357,12 +376,14 @@ def learn(
                     )
                 tokens.append(Token(*found))
                 continue
-            found = split(many, lambda part, axis=axis, operator=operator: sizes.size(part, axis, operator))
+            found = split(many, lambda part, axis=axis, operator=operator: sizes.request(part, axis, operator))
             if found is None:
-                raise NoPattern(
-                    f"{axis} {module}, {operator}: {[(each.sample, each.turn, each.size) for each in many][:30]}"
-                )
-            tokens.append(Token(*found, module, operator, use))
+                seen = [(each.sample, each.turn, each.size, each.summed) for each in many]
+                raise NoPattern(f"{axis} {module}, {operator}: {seen[:30]}")
+            turns, sums = zip(*found[0], strict=True)
+            if len({each is None for each in sums}) > 1:
+                raise NoPattern(f"{axis} {module}, {operator}: sums of some turns alone")
+            tokens.append(Token(turns, found[1], module, operator, use, sums if sums[0] is not None else ()))
         made.append(Loop(axis, more, tuple(tokens)))
     fewest = {axis: min(sample.counts[axis] for sample in samples) for axis in base.counts}
     return Program(tuple(stages), tuple(made), fewest, tuple(groups))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 from random import Random
@@ -41,7 +42,7 @@ from qwen_inspect.predicting.families.image_trace import (
 from qwen_inspect.predicting.families.repeats import Program, Size
 from qwen_inspect.predicting.families.stacks import around, fewest_layers, first_layers
 from qwen_inspect.predicting.sources import point_of, trace_request
-from qwen_inspect.predicting.traces.kept_trace import CHUNK_TOKENS
+from qwen_inspect.predicting.traces.kept_trace import CHUNK_TOKENS, KeptTrace
 from qwen_inspect.predicting.traces.outline import options_of
 from qwen_inspect.predicting.traces.segments import apart, fixed
 from qwen_inspect.results.media import Media
@@ -127,18 +128,71 @@ class Learner:
 
     def __init__(self, base: Mapping[str, Any], defaults: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
         self.base, self.defaults, self.vision = base, defaults, vision
-        self.report, self.design = self._designed(base)
-        kept, layers = fewest_layers(self.design.tower), first_layers(around(self.design.decoder))
+        self.report, self.design = self.designed(base, self.changes(Random(0)))
+        kept, layers = fewest_layers(self.design.tower, self.surroundings), self.first_layers()
         if kept is None or layers is None:
             raise NotCovered
         self.tower = tuple(self.design.tower[layer] for layer in kept)
         self.decoder = self.design.decoder[:layers]
 
-    def _designed(self, config: Mapping[str, Any]) -> tuple[Report, Design]:
+    # --- what training has otherwise
+
+    surroundings = staticmethod(around)  # of layers, of which those with equal ones are alike
+    alignment = 1  # of dimensions, by which sums over rows are vectorised
+
+    def first_layers(self) -> int | None:
+        """How many of the decoder's stand for all."""
+        return first_layers(around(self.design.decoder))
+
+    def deep_tower(self, random: Random) -> Sequence[Hashable]:
+        """Kinds of layers of a tower that the few stand for."""
+        return self.design.tower
+
+    def changes(self, random: Random) -> dict[str, Any]:
+        """Options of a run that do not matter to its structure."""
+        return {}
+
+    def designed(self, config: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[Report, Design]:
         report = report_of(config)
         design = outline(report)
         assert design is not None
         return report, design_of(report, design, self.vision)
+
+    def run(self, grown: str, random: Random, *, deep: bool) -> Run:
+        """The run, of which images, sequences and tokens of a prompt are another's business. grown: one of `steps`. deep: whether
+        it checks what was learnt.
+        """
+        return Run(new_tokens=random.randint(*GROWN[grown]))
+
+    def numbers(self, place: int, *, beside_known: bool) -> tuple[int, int]:
+        """Of samples and of checks of a regime. place: of the regime, among all."""
+        return (FEW_SAMPLES, FEW_CHECKS) if self.many or beside_known else (SAMPLES, CHECKS)
+
+    def regime(self, run: Run, design: Design) -> str:
+        assert run.media is not None
+        return regime_of(run.media, point_of(run), design, cudnn=has_cudnn_attention(run.gpu))
+
+    def traced(self, report: Report, config: Mapping[str, Any], run: Run, *, deep: bool) -> tuple[KeptTrace, Timeline]:
+        """What is learnt of a run, and its trace. deep: whether it is one that checks what was learnt."""
+        timeline = trace(report.spec, config, trace_request(run))
+        return apart(fixed(timeline))[1], timeline
+
+    def options(self) -> dict[str, Any]:
+        config = dict(self.base)
+        return {**options_of(config, self.defaults), **tower_in(config).options(config, self.vision)}
+
+    def assert_composed(
+        self, variant: ImageVariant, report: Report, design: Design, run: Run, expected: Timeline
+    ) -> None:
+        """NoPattern unless the variant has the run."""
+        assert run.media is not None
+        point, cudnn = point_of(run), has_cudnn_attention(run.gpu)
+        mine = variant.at(design, run.media, point, loaded_of(report.tree), cudnn=cudnn).at(point)
+        whole = fixed(expected).at(point)
+        if (mine.events, mine.stages, mine.kept) != (whole.events, whole.stages, whole.kept):
+            raise NoPattern("another run")
+
+    # --- samples
 
     def sample(
         self,
@@ -156,39 +210,39 @@ class Learner:
         """
         random = Random(repr(seed))
         for _ in range(TRIES):
-            config, report, design, media = self._seeing(windows, random, deep=deep)
+            config, report, design, media, changes = self._seeing(windows, random, deep=deep)
             long = design.known.tiled or design.known.padded
             longest = max((tokens for kind, tokens in design.thresholds if kind != "dynamic"), default=0) if long else 0
             for _ in range(TRIES):
                 prompt_tokens = media.least_tokens + random.randint(1, 60 + longest)
-                run = Run(
+                run = replace(
+                    self.run(grown, random, deep=deep),
                     media=media,
                     batch=batch,
                     prompt_tokens=in_chunks(prompt_tokens, chunks, random) if design.kernel else prompt_tokens,
-                    new_tokens=random.randint(*GROWN[grown]),
                     attention=report.spec.kernel,
                     gpu=random.choice(GPUS),
+                    **changes,
                 )
-                point, cudnn = point_of(run), has_cudnn_attention(run.gpu)
-                if not regime or regime_of(media, point, design, cudnn=cudnn) == regime:
-                    timeline = trace(report.spec, config, trace_request(run))
-                    _, rest = apart(fixed(timeline))
-                    workload = workload_of(media, point, design)
+                if not regime or self.regime(run, design) == regime:
+                    rest, timeline = self.traced(report, config, run, deep=deep)
+                    workload = workload_of(media, point_of(run), design)
                     return Sample(rest, design.dimensions, *workload), report, design, media, run, timeline
         raise NoPattern(f"no sample of {regime}")
 
     def _seeing(
         self, windows: list[Any], random: Random, *, deep: bool
-    ) -> tuple[dict[str, Any], Report, Design, Media]:
-        """A configuration of this structure, and images for it."""
-        tower = self.tower if not deep else self.design.tower
+    ) -> tuple[dict[str, Any], Report, Design, Media, dict[str, Any]]:
+        """A configuration of this structure, images for it, and options of a run."""
+        tower = self.tower if not deep else self.deep_tower(random)
         for _ in range(TRIES):
             layers = len(self.decoder) if not deep else random.choice(self.deeper())
             config = seeing(self.base, tower, layers, random)
-            report, design = self._designed(config)
+            changes = self.changes(random)
+            report, design = self.designed(config, changes)
             if (design.structure, design.tower) == (self.design.structure, tower):
                 vision = {**self.vision, **config["vision_config"]}
-                return config, report, design, images(windows, config, vision, random)
+                return config, report, design, images(windows, config, vision, random), changes
         raise NoPattern("no sample of this structure")
 
     def is_of(self, variant: ImageVariant) -> bool:
@@ -199,8 +253,10 @@ class Learner:
     def deeper(self) -> list[int]:
         """Numbers of layers that the few stand for."""
         few, whole = len(self.decoder), self.design.decoder
-        known = set(around(self.decoder))
-        fitting = (layers for layers in range(few + 1, len(whole) + 1) if set(around(whole[:layers])) <= known)
+        known = set(self.surroundings(self.decoder))
+        fitting = (
+            layers for layers in range(few + 1, len(whole) + 1) if set(self.surroundings(whole[:layers])) <= known
+        )
         return [*islice(fitting, 4)]
 
     @property
@@ -283,18 +339,18 @@ class Learner:
         """known: whose regimes are kept, and are not learnt again."""
         runs: dict[str, Any] = {}
         dimensions = []
-        for kind, grown, name in self.regimes():
+        for place, (kind, grown, name) in enumerate(self.regimes()):
             if known is not None and name in known.programs:
                 continue
             base, longer = self.runs(kind, grown, name)
             samples = [
                 self.sample((name, number), *self.some(random, kind, number, name), grown, regime=name)[0]
-                for number in range(FEW_SAMPLES if self.many or known is not None else SAMPLES)
+                for number in range(self.numbers(place, beside_known=known is not None)[0])
             ]
             wider = self.runs(kind, grown, name, 1) if kind == BATCH_OF_SEVERAL else None
             runs[name] = base, longer, samples, wider
             dimensions += [sample.dimensions for sample in (base, *samples)]
-        variables = Variables.of_samples(dimensions) if known is None else known.variables
+        variables = Variables.of_samples(dimensions, alignment=self.alignment) if known is None else known.variables
         programs: dict[str, Program] = {} if known is None else {**known.programs}
         sizes: dict[str, dict[Size, None]] = defaultdict(dict)
         for name, (base, longer, samples, wider) in runs.items():
@@ -304,10 +360,9 @@ class Learner:
                 print(f"    {name}: {error}"[:1500], flush=True)
                 continue
             print(f"    {name}: {len(programs[name].loops)}", flush=True)
-        config = dict(self.base)
         return ImageVariant(
             kernel=self.report.spec.kernel,
-            options={**options_of(config, self.defaults), **tower_in(config).options(config, self.vision)},
+            options=self.options(),
             structure=self.design.structure,
             tower=self.tower,
             decoder=self.decoder,
@@ -318,19 +373,18 @@ class Learner:
 
     def check(self, variant: ImageVariant, random: Random, known: ImageVariant | None = None) -> None:
         """Holds deep runs of unseen configurations against their own traces, but for what is known."""
-        for kind, grown, name in self.regimes():
+        for place, (kind, grown, name) in enumerate(self.regimes()):
             if name not in variant.programs or (known is not None and name in known.programs):
                 continue
-            for number in range(FEW_CHECKS if self.many or known is not None else CHECKS):
+            for number in range(self.numbers(place, beside_known=known is not None)[1]):
                 windows, batch = self.some(random, kind, number, name)
-                _, report, design, media, run, expected = self.sample(
+                _, report, design, _, run, expected = self.sample(
                     ("check", number, kind, grown), windows, batch, grown, deep=True, regime=name
                 )
-                point = point_of(run)
-                made = variant.at(design, media, point, loaded_of(report.tree), cudnn=has_cudnn_attention(run.gpu))
-                mine, whole = made.at(point), fixed(expected).at(point)
-                if (mine.events, mine.stages, mine.kept) != (whole.events, whole.stages, whole.kept):
-                    raise NoPattern(f"{windows} {batch} {name}: another run")
+                try:
+                    self.assert_composed(variant, report, design, run, expected)
+                except NoPattern as error:
+                    raise NoPattern(f"{windows} {batch} {name}: {error}") from None
 
 
 def main() -> None:

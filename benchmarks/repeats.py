@@ -143,7 +143,7 @@ def _loop(axis: str, base: Sequence[Any], insertion: Insertion, *, more: int, ow
     elif own:
         axis = OWN
     block = block[:size]
-    if axis == "windows":  # of which one more image has several
+    if axis == "windows" and more > 1 and size == len(insertion.block):  # of which each sequence has one more
         size = next(part for part in range(1, size + 1) if block[:part] * (size // part) == block)
         block = block[:size]
     stream = [*base[: insertion.at], *block, *base[insertion.at :]]

@@ -61,9 +61,9 @@ def with_kernel(run: Run, report: Report) -> Run:
 
 def training_timeline(report: Report, plan: Plan) -> tuple[Timeline, str]:
     """The run's trace and the versions that made it."""
-    from .families.family_training import MICRO_BATCHES, training_trace
+    from .families.family_training import MICRO_BATCHES, learnt_training
 
-    if plan.run.media is None and (composed := training_trace(report, plan)) is not None:
+    if (composed := learnt_training(report, plan)) is not None:
         return composed.at(point_of(plan.run)), composed.made_by
     first = replace(plan.run, accumulate=min(plan.run.accumulate, MICRO_BATCHES))
     return traced_now(report, first, plan.four_bits), installed_versions()

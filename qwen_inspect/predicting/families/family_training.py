@@ -36,6 +36,7 @@ CHOSEN = (
     "batch", "prompt_tokens", "new_tokens", "attention", "loader", "gpu", "allocator", "calibration", "optimizer", "accumulate",
     "checkpointing", "lora_rank", "lora_targets", "lora_alpha",
 )  # fmt: skip
+CHOSEN_WITH_IMAGES = ("media", "trained", "frozen")
 # What belongs to a weight that bitsandbytes packed, in the order of a trace; nested scales have an offset on the device.
 PACKED_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", "nested_absmax.offset")
 DROPOUT = re.compile(r"drop(out)?(_|$)|jitter")  # keys of configurations
@@ -60,7 +61,7 @@ def training_trace_of_any(report: Report, plan: Plan) -> KeptTrace | None:
     """The same, but for the turns of loops over chunks, of which it has `turns_of_any`."""
     run = plan.run
     outline = training_outline(report, plan)
-    if outline is None or not _is_of_loop(report, run):
+    if outline is None or run.media is not None or not is_of_loop(report, run):
         return None
     config = report.config or {}
     family = read(training_file(str(config.get("model_type"))))
@@ -120,17 +121,27 @@ def trained_by(report: Report, plan: Plan) -> tuple[Tensor, ...]:
     return tuple(tensor for tensor in trained if TOWERS.isdisjoint(tensor.name.split(".")))
 
 
+def learnt_training(report: Report, plan: Plan) -> KeptTrace | None:
+    """The run of a prompt of text or with images, without torch; None if no family's trace has it."""
+    if plan.run.media is None:
+        return training_trace(report, plan)
+    from .image_training import image_training_trace
+
+    return image_training_trace(report, plan)
+
+
 def is_covered(report: Report, run: Run) -> bool:
     """Whether a family's trace has the run."""
     try:
-        return training_trace(report, plan_of(report, run)) is not None
+        return learnt_training(report, plan_of(report, run)) is not None
     except QwenInspectError:
         return False
 
 
-def _is_of_loop(report: Report, run: Run) -> bool:
-    """Whether the run is of the default loop, with options that traces are made for."""
-    default = replace(Run(mode="train"), **{name: getattr(run, name) for name in CHOSEN})
+def is_of_loop(report: Report, run: Run) -> bool:
+    """Whether the run is of the default loop, with options that traces are made for; with images, also with frozen parameters."""
+    chosen = CHOSEN if run.media is None else (*CHOSEN, *CHOSEN_WITH_IMAGES)
+    default = replace(Run(mode="train"), **{name: getattr(run, name) for name in chosen})
     run = replace(run, loop=replace(run.loop, ema=False))
     return run == default and run.optimizer in COVERED and run.attention == report.spec.kernel
 
@@ -168,7 +179,7 @@ def training_outline(report: Report, plan: Plan) -> Outline | None:
     None for models that drop out at random.
     """
     packed = report.known.quantised is not None and plan.four_bits is None
-    if not report.settled or packed or _drops_out(report.config or {}):
+    if not report.settled or packed or drops_out(decoder_of(report.config or {})):
         return None
     attention = report.attention.by_config
     outline = outline_of(report.spec, report.tree, attention, report.cache, report.config or {})
@@ -199,8 +210,9 @@ def _thresholds(outline: Outline, kernel: str) -> Iterator[tuple[str, int]]:
             yield "mask", tokens
 
 
-def _drops_out(config: Mapping[str, Any]) -> bool:
-    return any(value for key, value in decoder_of(config).items() if DROPOUT.search(key))
+def drops_out(part: Mapping[str, Any]) -> bool:
+    """Whether this part of a configuration drops out at random."""
+    return any(value for key, value in part.items() if DROPOUT.search(key))
 
 
 def _of_scratch(layer: AnyLayerAttention, *, repeats: bool) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from ..traces.kept_trace import unzipped, zipped
 from .family_file import shipped
 from .family_trace import Relation, Variables
 from .image_trace import ImageTrace, ImageVariant
-from .repeats import ONE, Group, Loop, Part, Place, Program, Size, Target, Token
+from .repeats import ONE, Group, Loop, Part, Place, Program, Size, Summed, Target, Token
 
 
 def image_file(model_type: str) -> str:
@@ -38,7 +38,9 @@ def dump(family: ImageTrace) -> bytes:
         """at: the token's number in its program, from which that of what it frees is counted."""
         turns = (number(sizes, turn) if token.module else target_row(turn, at) for turn in token.turns)
         texts = (token.split, token.module, token.operator, token.use)
-        return number(tokens, (tuple(turns), *(number(names, text) for text in texts)))
+        sums = tuple((number(sizes, each.outputs), number(sizes, each.inputs), each.vector) for each in token.sums)
+        row = (tuple(turns), *(number(names, text) for text in texts))
+        return number(tokens, (*row, sums) if sums else row)
 
     def loop_rows(program: Program) -> Iterator[int]:
         at = 0
@@ -101,10 +103,11 @@ def _part(numerator: int, denominator: int, variables: list[int], name: str, ite
     return Part(numerator, denominator, tuple(variables), name, None if item is None else Place(*item))
 
 
-def _token(sizes: list[Size], names: list[str], turns: list[Any], *texts: int) -> Token:
-    split, module, operator, use = (names[text] for text in texts)
+def _token(sizes: list[Size], names: list[str], turns: list[Any], *row: Any) -> Token:
+    split, module, operator, use = (names[text] for text in row[:4])
     if module:
-        return Token(tuple([sizes[turn] for turn in turns]), split, module, operator, use)
+        summed = [Summed(sizes[outputs], sizes[inputs], vector) for sums in row[4:] for outputs, inputs, vector in sums]
+        return Token(tuple([sizes[turn] for turn in turns]), split, module, operator, use, tuple(summed))
     return Token(tuple([Target(token, *map(Place._make, places)) for token, *places in turns]), split)
 
 

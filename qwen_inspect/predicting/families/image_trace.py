@@ -8,7 +8,7 @@ are not covered.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 
@@ -68,6 +68,7 @@ class Design(NamedTuple):
     known: Tower
     thresholds: tuple[tuple[str, int], ...] = ()
     kernel: int = 0
+    tower_head_dim: int = 0
 
 
 def design_of(report: Report, outline: Outline, defaults: Mapping[str, Any]) -> Design:
@@ -115,6 +116,7 @@ def design_of(report: Report, outline: Outline, defaults: Mapping[str, Any]) -> 
         known=known,
         thresholds=tuple((kind, tokens) for kind, tokens in outline.thresholds if kind != "chunks"),
         kernel=max((tokens for kind, tokens in outline.thresholds if kind == "chunks"), default=0),
+        tower_head_dim=width // heads,
     )
 
 
@@ -148,7 +150,11 @@ class ImageVariant:
 
         cudnn: as in a `TraceRequest`.
         """
-        regime = regime_of(media, point, design, cudnn=cudnn)
+        few = self.in_few_layers(design, media, point, regime_of(media, point, design, cudnn=cudnn))
+        return self.whole(few, design, loaded, surroundings=around)
+
+    def in_few_layers(self, design: Design, media: Media, point: Point, regime: str) -> KeptTrace:
+        """The run in the layers of samples, without what is loaded; NotCovered as above."""
         if regime not in self.programs or not is_covered(media, point, self.least, design.known):
             raise NotCovered
         if point.prompt_tokens < design.kernel:
@@ -156,13 +162,27 @@ class ImageVariant:
         numbers, items = workload_of(media, point, design)
         if design.known.padded and (numbers["place"] % BIAS_ALIGNMENT or numbers["fullest"] >= numbers["place"]):
             raise NotCovered  # the tower's mask has padded rows, or an image has no padding, and there may be no mask
-        few = self.programs[regime].run(self.variables.values(design.dimensions), numbers, items)
+        return self.programs[regime].run(self.variables.values(design.dimensions), numbers, items)
+
+    def whole(
+        self,
+        few: KeptTrace,
+        design: Design,
+        loaded: Loaded,
+        *,
+        surroundings: Callable[[Sequence[Hashable]], Sequence[Hashable]],
+    ) -> KeptTrace:
+        """The run in all layers, of which those with equal surroundings are alike, behind what is loaded."""
+        stacks = (
+            (self.tower, design.tower, design.tower_stack),
+            (self.decoder, design.decoder, design.decoder_stack),
+        )
         try:
-            tower = composed_of(few, around(self.tower), around(design.tower), design.tower_stack)
-            whole = composed_of(tower, around(self.decoder), around(design.decoder), design.decoder_stack)
+            for shallow, deep, stack in stacks:
+                few = composed_of(few, surroundings(shallow), surroundings(deep), stack)
         except UnsupportedError:
             raise NotCovered from None
-        return _after_loading(whole, loaded)
+        return _after_loading(few, loaded)
 
 
 def is_covered(media: Media, point: Point, least: int, known: Tower) -> bool:
@@ -185,11 +205,11 @@ def regime_of(media: Media, point: Point, design: Design, *, cudnn: bool) -> str
     """
     step = ("no step", "first step", "grown")[min(point.total_tokens - point.prompt_tokens, 2)]
     sides = sides_of(design.thresholds, point, singles=0)
-    mask = _mask_of(media, point, design.known.masked, cudnn=cudnn)
-    return ", ".join(filter(None, [_images_of(media, point, design.known), step, sides, mask]))
+    mask = mask_of(media, point, design.known.masked, cudnn=cudnn)
+    return ", ".join(filter(None, [images_in(media, point, design.known), step, sides, mask]))
 
 
-def _images_of(media: Media, point: Point, known: Tower) -> str:
+def images_in(media: Media, point: Point, known: Tower) -> str:
     """Whether there is one image or video, several in a sequence, or one or several in each of several; of a tower that takes
     all of them together, one or several in all; of one that takes tiles, one or several of them in a sequence, or several
     sequences.
@@ -205,7 +225,7 @@ def _images_of(media: Media, point: Point, known: Tower) -> str:
     return VIDEOS.get(images, images) if any(item.kind == "video" for item in media.items) else images
 
 
-def _mask_of(media: Media, point: Point, masked: str, *, cudnn: bool) -> str:
+def mask_of(media: Media, point: Point, masked: str, *, cudnn: bool) -> str:
     if not masked or cudnn:
         return "cudnn" if masked else ""
     rows = mask_rows(media, point.batch, point.prompt_tokens, masked)
@@ -253,6 +273,8 @@ def _after_loading(trace: KeptTrace, loaded: Loaded) -> KeptTrace:
         allocations=(*loaded, *trace.allocations),
         order=(*range(before), *order),
         kept=tuple((number + before, use) for number, use in trace.kept),
+        sums=tuple((number + before, *rest) for number, *rest in trace.sums),  # type: ignore[misc]
+        owners=tuple((number + before, owner) for number, owner in trace.owners),
     )
 
 

@@ -12,7 +12,7 @@ from math import prod
 from ...results.timeline import Stage
 from ...typed import Any, NamedTuple
 from ...values import dataclass
-from ..traces.kept_trace import KeptTrace
+from ..traces.kept_trace import ALIGNMENTS, Coefficients, KeptTrace, Vectors
 from .family_trace import NotCovered
 
 
@@ -46,6 +46,14 @@ Size = tuple[Part, ...]  # a sum, in bytes
 ONE = Place(False, 0, 0)
 
 
+class Summed(NamedTuple):
+    """A sum over rows: outputs and inputs of it, and how many numbers are loaded at a time, as in a `ColumnSum`."""
+
+    outputs: Size
+    inputs: Size
+    vector: int
+
+
 class Target(NamedTuple):
     """A request that is freed: the number of its token, which of those that its loop makes, and in which turn of its group."""
 
@@ -60,7 +68,8 @@ class Token:
     many as differ: one for all, or `split`: "first" and the others, the others and "last", or "both". Behind such a word and "/",
     these are so for the first, the other and the last turn of its group.
 
-    use: as in a `Timeline`, of a request. module, operator: "" of a free.
+    use: as in a `Timeline`, of a request. module, operator: "" of a free. sums: of requests that are results of sums over rows,
+    one of each turn.
     """
 
     turns: tuple[Any, ...]
@@ -68,10 +77,14 @@ class Token:
     module: str = ""
     operator: str = ""
     use: str = ""
+    sums: tuple[Summed, ...] = ()
 
     def at(self, turn: int, count: int, outer: int = 0, outers: int = 0) -> Any:
         """outer, outers: the turn of its group, and how many it has."""
         return self.turns[part_of(self.split, turn, count, outer, outers) if self.split else 0]
+
+    def summed_at(self, turn: int, count: int, outer: int, outers: int) -> Summed | None:
+        return self.sums[part_of(self.split, turn, count, outer, outers)] if self.sums else None
 
 
 PARTS: Mapping[str, int] = {"": 1, "first": 2, "last": 2, "both": 3}  # into which turns are split
@@ -136,6 +149,7 @@ class Program:
         allocations: list[tuple[tuple[int, ...], str, str]] = []
         order: list[int] = []
         kept: list[tuple[int, str]] = []
+        sums: list[tuple[int, Coefficients, Coefficients, Vectors]] = []
         grouped = {number: group for group in self.groups for number in range(group.first, group.stop)}
         turns: list[tuple[int, int]] = []  # of each token's group and loop
         starts: list[int] = []  # of each loop, its first token
@@ -146,6 +160,13 @@ class Program:
         # Of each token, by turns of its group and loop, the number of the request.
         made: list[dict[tuple[int, int], int]] = [{} for _ in turns]
         known: dict[tuple[Any, ...], int] = {}
+
+        def size_of(size: Size, turn: int, axis: str) -> int:
+            key = size, turn if any(part.item for part in size) else None, axis
+            if key not in known:
+                known[key] = _size(size, turn, values, numbers, items[axis or "images"])
+            return known[key]
+
         begins = {first: name for name, first in self.stages}
         stages: list[Stage] = []
         for number, outer, outers in loops_in_order(len(self.loops), self.groups, counts):
@@ -153,7 +174,6 @@ class Program:
                 stages.append(Stage(name=begins[number], first_event=len(order)))
             loop = self.loops[number]
             count = loop.count(counts)
-            of_axis = items[loop.axis or "images"]
             for turn in range(count):
                 driver = outer if outers else turn
                 for index, token in enumerate(loop.tokens, starts[number]):
@@ -166,20 +186,22 @@ class Program:
                             raise NotCovered
                         order.append(-1 - request)
                         continue
-                    key = does, turn if any(part.item for part in does) else None, loop.axis
-                    if key not in known:
-                        known[key] = _size(does, turn, values, numbers, of_axis)
+                    size = size_of(does, turn, loop.axis)
+                    if (summed := token.summed_at(turn, count, outer, outers)) is not None:
+                        outputs, inputs = (size_of(part, turn, loop.axis) for part in summed[:2])
+                        sums.append((len(allocations), (outputs,), (inputs,), (summed.vector,) * len(ALIGNMENTS)))
                     made[index][outer, turn] = len(allocations)
                     order.append(len(allocations))
                     if token.use:
                         kept.append((len(allocations), token.use))
-                    allocations.append(((known[key],), token.module, token.operator))
+                    allocations.append(((size,), token.module, token.operator))
         return KeptTrace(
             stages=tuple(stages),
             allocations=tuple(allocations),
             order=tuple(order),
             made_by="",
             kept=tuple(sorted(kept)),
+            sums=tuple(sums),
         )
 
 
