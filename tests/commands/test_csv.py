@@ -58,6 +58,7 @@ def test_cards_and_models_are_rows(capsys: Capture) -> None:
         "Qwen/Qwen3-30B-A3B-Thinking-2507"
     ]
     assert {row["model_type"] for row in rows(capsys, "models", "vl")} <= {
+        "internvl",
         "qwen2_5_vl",
         "qwen2_vl",
         "qwen3_vl",
