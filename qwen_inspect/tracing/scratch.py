@@ -110,11 +110,11 @@ def with_sums(timeline: Timeline, multiprocessors: int, threads: int) -> Timelin
     )
 
 
-def with_embeddings(timeline: Timeline, tokens: int, sort_bytes: int) -> Timeline:
+def with_embeddings(timeline: Timeline, batch: int, tokens: int, sort_bytes: int) -> Timeline:
     """Adds the scratch of embeddings' gradients, whose kernel sorts many tokens and adds up the rows of equal ones in float32.
 
-    tokens: of a micro-batch. sort_bytes: CUB's scratch for sorting them. Not counted: CUB's for its scan and for unique keys, a
-    few KiB. Source: torch 2.13, aten/src/ATen/native/cuda, Embedding.cu, embedding_dense_backward_cuda, and
+    tokens: of a micro-batch, of all its sequences. sort_bytes: CUB's scratch for sorting them. Not counted: CUB's for its scan
+    and for unique keys, a few KiB; tables that are not looked up by a token's or a position's number, as in towers. Source: torch 2.13, aten/src/ATen/native/cuda, Embedding.cu, embedding_dense_backward_cuda, and
     EmbeddingBackwardKernel.cu, embedding_backward_cuda_kernel
     """
     gradients = (EMBEDDING_GRADIENT, WIDE_EMBEDDING_GRADIENT)
@@ -130,9 +130,10 @@ def with_embeddings(timeline: Timeline, tokens: int, sort_bytes: int) -> Timelin
         gradient = timeline.events[index]
         assert isinstance(gradient, Allocate)
         whole = looked_up[gradient.module]
-        # Positions may be looked up once for all sequences; tables with wider rows are of tokens.
-        rows = whole // row if whole <= row * tokens else tokens
-        if rows < FEWEST_SORTED:
+        by_position = whole * batch == row * tokens  # looked up once for all sequences
+        rows = tokens // batch if by_position else tokens
+        of_text = not any(part.startswith(("vis", "audio")) for part in gradient.module.split("."))
+        if rows < FEWEST_SORTED or whole % rows or not (of_text and (by_position or whole >= row * tokens)):
             continue
         numbers = whole // rows // (4 if gradient.operator == WIDE_EMBEDDING_GRADIENT else 2)
         segments = min(rows, gradient.size_bytes // (whole // rows))

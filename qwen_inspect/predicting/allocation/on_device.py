@@ -50,7 +50,7 @@ def on_device(timeline: Timeline, run: Run) -> Timeline:
     timeline = _sorting(timeline, operators)
     if run.mode == "train":
         tokens = run.batch * run.prompt_tokens
-        timeline = with_embeddings(timeline, tokens, sort_scratch_bytes(8 * tokens))
+        timeline = with_embeddings(timeline, run.batch, tokens, sort_scratch_bytes(8 * tokens))
     begins = timeline.stages[1].first_event
     load, rest = timeline.events[:begins], timeline.events[begins:]
     if timeline.cast:
