@@ -114,8 +114,10 @@ def with_embeddings(timeline: Timeline, batch: int, tokens: int, sort_bytes: int
     """Adds the scratch of embeddings' gradients, whose kernel sorts many tokens and adds up the rows of equal ones in float32.
 
     tokens: of a micro-batch, of all its sequences. sort_bytes: CUB's scratch for sorting them. Not counted: CUB's for its scan
-    and for unique keys, a few KiB; tables that are not looked up by a token's or a position's number, as in towers. Source: torch 2.13, aten/src/ATen/native/cuda, Embedding.cu, embedding_dense_backward_cuda, and
-    EmbeddingBackwardKernel.cu, embedding_backward_cuda_kernel
+    and for unique keys, a few KiB; tables that are not looked up by a token's or a position's number, as in towers.
+
+    Source: torch 2.13, aten/src/ATen/native/cuda, Embedding.cu, embedding_dense_backward_cuda, and EmbeddingBackwardKernel.cu,
+    embedding_backward_cuda_kernel
     """
     gradients = (EMBEDDING_GRADIENT, WIDE_EMBEDDING_GRADIENT)
     found = [index for index, event in enumerate(timeline.events) if len(event) > 1 and event[3] in gradients]
