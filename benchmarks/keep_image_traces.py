@@ -139,6 +139,7 @@ class Learner:
 
     surroundings = staticmethod(around)  # of layers, of which those with equal ones are alike
     alignment = 1  # of dimensions, by which sums over rows are vectorised
+    first_check = 0  # the number of `some` for the first check
 
     def first_layers(self) -> int | None:
         """How many of the decoder's stand for all."""
@@ -377,7 +378,7 @@ class Learner:
             if name not in variant.programs or (known is not None and name in known.programs):
                 continue
             for number in range(self.numbers(place, beside_known=known is not None)[1]):
-                windows, batch = self.some(random, kind, number, name)
+                windows, batch = self.some(random, kind, self.first_check + number, name)
                 _, report, design, _, run, expected = self.sample(
                     ("check", number, kind, grown), windows, batch, grown, deep=True, regime=name
                 )

@@ -75,6 +75,7 @@ class TrainedLearner(Learner):
 
     surroundings = staticmethod(surroundings_of)  # type: ignore[assignment]
     alignment = ALIGNMENTS[-1]
+    first_check = 2
 
     def __init__(
         self, base: Mapping[str, Any], defaults: Mapping[str, Any], vision: Mapping[str, Any], what: Mapping[str, Any]
@@ -103,9 +104,16 @@ class TrainedLearner(Learner):
         chosen: dict[str, Any] = {**SCHEDULES[grown], "optimizer": random.choice(COVERED) if deep else "sgd"}
         return Run(mode="train", **chosen)
 
+    def some(self, random: Random, kind: str, number: int, regime: str = "") -> tuple[list[Any], int]:
+        if number == 0:  # the fewest windows that the regime has
+            return [(1, 1)] * (2 if kind == "several" else 1), 2 if kind == "batch" else 1
+        return super().some(random, kind, number, regime)
+
     def numbers(self, place: int, *, beside_known: bool) -> tuple[int, int]:
-        """The first regime's samples tell variables apart."""
-        return (MORE_SAMPLES if place or beside_known else SAMPLES), 1
+        """Those of the first images tell variables apart, with each schedule: a frozen tower has a backward only if it is
+        checkpointed.
+        """
+        return (SAMPLES if place < len(self.steps) else MORE_SAMPLES), 1
 
     def regime(self, run: Run, design: Design) -> str:
         return trained_regime(run, design)

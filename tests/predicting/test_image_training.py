@@ -135,6 +135,7 @@ def seeing(model: str | Mapping[str, Any], *sizes: tuple[int, int], **changes: A
         pytest.param(MODEL, [(1024, 768)], {"lora_rank": 16, "checkpointing": True, "batch": 2}, marks=pytest.mark.exhaustive),
         pytest.param(MODEL, [(640, 480), (333, 444)], {"checkpointing": True}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen2.5-VL-3B-Instruct", [(700, 300)], {}, marks=pytest.mark.exhaustive),
+        pytest.param(MODEL, [(1024, 768)], {"frozen": "visual"}, marks=pytest.mark.exhaustive),
     ],
 )  # fmt: skip
 def test_a_release_trains_as_transformers_trains_it(
