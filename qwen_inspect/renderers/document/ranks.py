@@ -83,7 +83,7 @@ def _peaks(ranks: Sequence[RankBytes], say: Language) -> list[Block]:
     rows = [
         [
             rank_names(rank.ranks),
-            peak.stage,
+            say(f"stage_{peak.stage}"),
             *(bytes_cell(getattr(peak, term)) for term in terms),
             size(peak.allocated),
             *([size(rank.peak_reserved)] if reserved else []),
