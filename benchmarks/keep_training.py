@@ -48,7 +48,7 @@ from qwen_inspect.predicting.traces.optimizer_steps import INPUTS, OPTIMIZER
 from qwen_inspect.predicting.traces.outline import MOST_SINGLES, WHOLE_CHUNKS, Outline, options_of, regime_of
 from qwen_inspect.predicting.traces.segments import LAYER, apart, ends_of
 from qwen_inspect.predicting.training_plan import Plan, plan_of
-from qwen_inspect.results.memory import Run
+from qwen_inspect.results.memory import DEFAULT_ALPHA, Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.results.timeline import Stage, Timeline
 from qwen_inspect.tracing import CHUNK_TURNS, versions
@@ -58,11 +58,12 @@ from qwen_inspect.tracing.trace import trace
 SAMPLES, MORE_SAMPLES = 10, 4
 UNACCUMULATED = "--unaccumulated"
 BATCHES = ((1,), (2, 3, 5))
+RANKS = [rank for rank in range(3, 41) if rank != DEFAULT_ALPHA]  # whose scale is not 1
 TURNS = (1, 0, 2, 1)  # alignments of samples, the first of which checks
 TRIES = 6  # releases, for a sample of the wanted alignment
 CONFIGS = 50  # tried for a length of the wanted regime and alignment: a window may have none
-_ALL, _SOME = {"lora_rank": 8}, {"lora_rank": 8, "lora_targets": ("q_proj", "v_proj")}
-_ATTENTION = {"lora_rank": 8, "lora_targets": ("q_proj", "k_proj", "v_proj", "o_proj")}
+_ALL, _SOME = {"lora_rank": 16}, {"lora_rank": 16, "lora_targets": ("q_proj", "v_proj")}
+_ATTENTION = {"lora_rank": 16, "lora_targets": ("q_proj", "k_proj", "v_proj", "o_proj")}
 TRAINED: Mapping[str, dict[str, Any]] = {
     "full": {},
     "lora": _ALL,
@@ -231,7 +232,7 @@ def sample(
 
     number: of the samples of the regime, which have tokens of different alignments in turns.
     """
-    what = {**group.what, **({"lora_rank": random.randint(3, 40)} if "lora_rank" in group.what else {})}
+    what = {**group.what, **({"lora_rank": random.choice(RANKS)} if "lora_rank" in group.what else {})}
     batch = random.choice(BATCHES["one sequence" not in regime])
     for _ in range(CONFIGS):
         config = aligned(base, random)

@@ -15,6 +15,7 @@ from ...results.memory import Run
 from ...results.model import Report
 from ...results.timeline import ADAPTER
 from ...spec import each_buffer, each_module, each_tensor
+from ...structure.adapters import PREFIX
 from ...tracing.kernels import flash_rounded
 from ...typed import Any
 from ...values import replace
@@ -97,21 +98,25 @@ def loaded_in(report: Report, plan: Plan) -> tuple[tuple[Coefficients, str, str]
         loaded |= {tensor.name: 4 * tensor.elements for tensor in plan.weights if tensor.name in biases}
     matrices: dict[str, list[TrainedTensor]] = {}
     for matrix in plan.matrices:
-        matrices.setdefault(matrix.module, []).append(matrix)
+        module = matrix.module.rpartition(".")[0] if matrix.module in loaded else matrix.module
+        matrices.setdefault(module, []).append(matrix)
+    # A module's own, within a wrapper around another for each of its parameters, or one for the module.
+    own = {
+        module: module + len({matrix.module for matrix in of_it}) * ".base_layer" for module, of_it in matrices.items()
+    }
     rows: list[tuple[int, str, str]] = []
     for module, tensors in groupby(each_tensor(report.tree), key=lambda tensor: tensor.name.rpartition(".")[0]):
-        adapted = matrices.get(module, [])
-        owner = (f"{module}.base_layer" if adapted else module) or report.tree.class_name
+        owner = own.get(module, module) or report.tree.class_name
         rows += [(loaded[tensor.name], owner, PARAMETER) for tensor in tensors]
-        for matrix in adapted:
-            kind = matrix.tensor.name.removesuffix(".weight").rpartition(".")[2]
-            rows.append((matrix.tensor.size_bytes, f"{module}.{kind}.default", ADAPTER))
+        for matrix in matrices.get(module, ()):
+            name = matrix.tensor.name.removeprefix(PREFIX).removesuffix(".weight")
+            rows.append((matrix.tensor.size_bytes, f"{name}.default", ADAPTER))
     for buffer in each_buffer(report.tree):
-        rows.append((buffer.size_bytes, buffer.name.rpartition(".")[0] or report.tree.class_name, BUFFER))
+        module = buffer.name.rpartition(".")[0]
+        rows.append((buffer.size_bytes, own.get(module, module) or report.tree.class_name, BUFFER))
     for module, _ in each_module(report.tree):
-        owner = f"{module}.base_layer" if module in matrices else module
         names = (f"{module}.weight.{part}" for part in PACKED_PARTS)
-        rows += [(loaded[name], owner, PARAMETER) for name in names if name in loaded]
+        rows += [(loaded[name], own.get(module, module), PARAMETER) for name in names if name in loaded]
     return tuple((fixed_size(size_bytes), owner, operator) for size_bytes, owner, operator in rows if size_bytes)
 
 
