@@ -24,6 +24,7 @@ MORE = {
     "glm4v_moe": ("batch of several", "one video", "several videos"),
     "qwen2_5_vl": ("batch of several", "one video", "several videos"),
     "qwen2_vl": ("batch of several", "one video", "several videos"),
+    "qwen3_5": ("batch of several", "one video", "several videos"),
     "qwen3_vl": ("batch of several", "one video", "several videos"),
     "qwen3_vl_moe": ("batch of several", "one video", "several videos"),
 }

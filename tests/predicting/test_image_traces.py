@@ -110,6 +110,7 @@ def seen(model: str | dict[str, Any], *sizes: tuple[int, ...], **changes: Any) -
         ("mistralai/Mistral-Small-3.2-24B-Instruct-2506", [(320, 200), (200, 320)], {}),
         ("Qwen/Qwen3-VL-30B-A3B-Instruct", [(200, 160, 5)], {}),
         ("Qwen/Qwen3.5-0.8B", [(320, 256)], {"batch": 3, "prompt_tokens": 320}),  # whole chunks
+        ("Qwen/Qwen3.5-0.8B", [(320, 256), (96, 64)], {"batch": 2, "prompt_tokens": 192}),
         ("Qwen/Qwen3.5-35B-A3B", [(500, 300), (96, 64)], {"prompt_tokens": 2_100}),
         ("Qwen/Qwen3-VL-2B-Instruct", [(200, 160), (160, 200)], {"batch": 3, "new_tokens": 2}),
         (GLM, [(500, 300), (300, 200)], {}),
@@ -125,6 +126,8 @@ def seen(model: str | dict[str, Any], *sizes: tuple[int, ...], **changes: Any) -
         pytest.param("Qwen/Qwen3.5-0.8B", [(64, 64)], {"prompt_tokens": 65}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-9B", [(300, 200)], {"prompt_tokens": 128}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-9B", [(300, 200)] * 9, {"new_tokens": 1}, marks=pytest.mark.exhaustive),
+        pytest.param("Qwen/Qwen3.5-4B", [(300, 200), (640, 480)], {"batch": 3}, marks=pytest.mark.exhaustive),
+        pytest.param("Qwen/Qwen3.5-0.8B", [(200, 160, 8)], {}, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_release_has_the_run_that_transformers_makes(
@@ -164,12 +167,13 @@ def test_a_hybrid_is_composed_for_prompts_of_several_chunks() -> None:
         other = report_of({**config, "text_config": {**config["text_config"], **changes}})
         assert sources.image_trace(other, replace(run, prompt_tokens=65)) is None
     two = replace(run.media, items=run.media.items * 2)
-    assert sources.image_trace(report, replace(run, media=two, prompt_tokens=200)) is not None
-    assert sources.image_trace(report, replace(run, media=two, prompt_tokens=200, batch=2)) is None
+    for batch in (1, 2):
+        assert sources.image_trace(report, replace(run, media=two, prompt_tokens=200, batch=batch)) is not None
 
 
-def test_videos_beside_images_or_in_a_batch_are_not_composed() -> None:
-    model, video = "Qwen/Qwen3-VL-2B-Instruct", (200, 160, 8)
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3.5-0.8B"])
+def test_videos_beside_images_or_in_a_batch_are_not_composed(model: str) -> None:
+    video = (200, 160, 8)
     assert sources.image_trace(*seen(model, video)) is not None
     assert sources.image_trace(*seen(model, video, batch=2)) is None
     assert sources.image_trace(*seen(model, video, (160, 200))) is None
@@ -255,7 +259,7 @@ def test_a_plain_install_says_what_images_take_and_what_it_does_not_know() -> No
     model = "catalog:Qwen/Qwen3.5-0.8B"
     for known in (model, "catalog:google/gemma-3-4b-it"):
         assert "Method: traced" in without_torch("memory", known, "--image", "640x480", "--lang", "en").stdout
-    unknown = without_torch("memory", model, "--video", "640x480x4s", "--lang", "en").stdout
+    unknown = without_torch("memory", model, "--video", "640x480x4s", "--image", "640x480", "--lang", "en").stdout
     assert "no shipped trace covers this run and torch is not installed" in unknown.splitlines()[0]
 
 
