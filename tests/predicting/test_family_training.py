@@ -65,6 +65,9 @@ def assert_as_transformers(config: Mapping[str, Any], **changes: Any) -> None:
 
 
 def adapted_modules(variant: Variant) -> tuple[str, ...]:
+    """As targets: with stacked experts, which are parameters, all of a class that can be adapted."""
+    if "scaled" in variant.options:
+        return ("all-linear",)
     return tuple(sorted({module.rpartition(".")[2] for module in variant.options.get("lora", ())}))
 
 
@@ -158,7 +161,9 @@ def test_unseen_adapters_train_as_transformers_and_peft_train_them(
 ) -> None:
     """On a dense base, or on one that bitsandbytes packed."""
     random = Random(f"{family} {scheme} {modules} {seed}")
-    run = Run(mode="train", prompt_tokens=150, lora_rank=random.randint(2, 70), lora_targets=modules)
+    rank = random.randint(2, 70)
+    adapted: dict[str, Any] = {"lora_rank": rank, "lora_alpha": 2 * rank, "lora_targets": modules}  # a scale of 2
+    run = Run(mode="train", prompt_tokens=150, **adapted)
     config = unseen(family, run, scheme, random)
     changes = {
         "optimizer": COVERED[-seed % len(COVERED)],
@@ -166,7 +171,7 @@ def test_unseen_adapters_train_as_transformers_and_peft_train_them(
         **learnt_options(family, -seed, modules),
     }
     tokens = a_length(config, random)
-    assert_as_transformers(config, lora_rank=run.lora_rank, lora_targets=modules, prompt_tokens=tokens, **changes)
+    assert_as_transformers(config, prompt_tokens=tokens, **adapted, **changes)
 
 
 def test_what_trains_otherwise_is_not_covered() -> None:
