@@ -25,6 +25,7 @@ MORE = {
     "qwen2_5_vl": ("batch of several", "one video", "several videos"),
     "qwen2_vl": ("batch of several", "one video", "several videos"),
     "qwen3_5": ("batch of several", "one video", "several videos"),
+    "qwen3_5_moe": ("batch of several", "one video", "several videos"),
     "qwen3_vl": ("batch of several", "one video", "several videos"),
     "qwen3_vl_moe": ("batch of several", "one video", "several videos"),
 }
