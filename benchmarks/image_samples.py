@@ -22,11 +22,11 @@ IMAGES = ("one", "several", "batch")  # kinds of workloads
 MORE = {
     "glm4v": ("batch of several", "one video", "several videos"),
     "glm4v_moe": ("batch of several", "one video", "several videos"),
-    "qwen2_5_vl": ("batch of several", "one video", "several videos"),
-    "qwen2_vl": ("batch of several", "one video", "several videos"),
+    "qwen2_5_vl": ("batch of several", "one video", "several videos", "one and one video"),
+    "qwen2_vl": ("batch of several", "one video", "several videos", "one and one video"),
     "qwen3_5": ("batch of several", "one video", "several videos"),
     "qwen3_5_moe": ("batch of several", "one video", "several videos"),
-    "qwen3_vl": ("batch of several", "one video", "several videos"),
+    "qwen3_vl": ("batch of several", "one video", "several videos", "one and one video"),
     "qwen3_vl_moe": ("batch of several", "one video", "several videos"),
 }
 # Whose videos' frames have runs of tokens, between timestamps.

@@ -28,10 +28,12 @@ from qwen_inspect.predicting.allocation.workspaces import has_cudnn_attention
 from qwen_inspect.predicting.families.family_file import SHIPPED
 from qwen_inspect.predicting.families.family_trace import NotCovered, Variables, loaded_of
 from qwen_inspect.predicting.families.image_file import dump, image_file, read
+from qwen_inspect.predicting.families.image_numbers import VIDEO_WINDOWS
 from qwen_inspect.predicting.families.image_towers import FAMILIES as TOWERS
 from qwen_inspect.predicting.families.image_towers import tower_in
 from qwen_inspect.predicting.families.image_trace import (
     BATCH_OF_SEVERAL,
+    BESIDE,
     Design,
     ImageTrace,
     ImageVariant,
@@ -100,6 +102,14 @@ STACKED = {
     ),
     "batch": ([(1, 2)], 3, {"images": ([(1, 3)], 5)}),
 }
+
+
+def _beside(kind: str) -> tuple[list[Any], int, dict[str, tuple[list[Any], int]]]:
+    """`BASES` of images beside videos, which have windows of their own."""
+    (images, _, more_images), (videos, _, more_videos) = (BASES[part] for part in kind.split(BESIDE))
+    others = {axis: ([*windows, *videos], 1) for axis, (windows, _) in more_images.items()}
+    others |= {axis.replace("windows", VIDEO_WINDOWS): ([*images, *more], 1) for axis, (more, _) in more_videos.items()}
+    return [*images, *videos], 1, others
 
 
 def defaults_of_tower(model_type: str) -> dict[str, Any]:
@@ -294,6 +304,9 @@ class Learner:
     def some(self, random: Random, kind: str, number: int, regime: str = "") -> tuple[list[Any], int]:
         """Windows of images, and sequences, for a run of this regime; in the first samples the fewest, and so of chunks."""
         known = self.design.known
+        if BESIDE in kind:
+            parts = [self.some(random, part, number, regime)[0] for part in kind.split(BESIDE)]
+            return [*parts[0], *parts[1]], 1
         if "video" in kind:
             videos = random.randint(2, 3) if kind == "several videos" else 1
             if number < 2:
@@ -322,11 +335,12 @@ class Learner:
     def runs(self, kind: str, grown: str, regime: str, wider: int = 0) -> tuple[Sample, dict[str, Sample]]:
         """The runs that show what repeats. wider: so many sequences more."""
         known = self.design.known
-        windows, batch, others = (STACKED if known.stacked else BASES).get(kind, BASES[kind])
+        bases = STACKED if known.stacked else BASES
+        windows, batch, others = _beside(kind) if BESIDE in kind else bases.get(kind, BASES[kind])
         if known.together:
             fewest = [(1, 1)] * (2 if kind == "several" else 1)
             return self.sample("base", fewest, 2 if kind == "batch" else 1, grown, regime=regime)[0], {}
-        axes = {"images", "frames", "narrow", *(["windows"] if self.design.window else [])}
+        axes = {"images", "frames", "narrow", *(["windows", VIDEO_WINDOWS] if self.design.window else [])}
 
         def sample(windows: list[Any], batch: int, chunks: int = CHUNKS) -> Sample:
             return self.sample("base", windows, batch + wider, grown, regime=regime, chunks=chunks)[0]

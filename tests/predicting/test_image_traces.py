@@ -101,6 +101,7 @@ def seen(model: str | dict[str, Any], *sizes: tuple[int, ...], **changes: Any) -
     ("model", "sizes", "changes"),
     [
         ("Qwen/Qwen2.5-VL-3B-Instruct", [(700, 300), (333, 444)], {}),  # images have windows that are not full
+        ("Qwen/Qwen2.5-VL-3B-Instruct", [(333, 444), (200, 160, 4)], {}),
         ("google/gemma-3-4b-it", [(1024, 768)], {"gpu": "A100-80GB"}),
         ("google/gemma-3-4b-it", [(1024, 768), (300, 300)], {"batch": 3, "prompt_tokens": 900}),
         pytest.param(
@@ -123,6 +124,7 @@ def seen(model: str | dict[str, Any], *sizes: tuple[int, ...], **changes: Any) -
         pytest.param("OpenGVLab/InternVL3-38B-hf", [(448, 448)], {}, marks=pytest.mark.exhaustive),
         pytest.param(GLM, [(200, 160, 3)], {"gpu": "A100-80GB"}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3-VL-2B-Instruct", [(200, 160, 8), (160, 200, 5)], {}, marks=pytest.mark.exhaustive),
+        pytest.param("Qwen/Qwen3-VL-2B-Instruct", [(300, 200), (160, 200, 5)], {}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-0.8B", [(64, 64)], {"prompt_tokens": 65}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-9B", [(300, 200)], {"prompt_tokens": 128}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-9B", [(300, 200)] * 9, {"new_tokens": 1}, marks=pytest.mark.exhaustive),
@@ -172,12 +174,16 @@ def test_a_hybrid_is_composed_for_prompts_of_several_chunks() -> None:
         assert sources.image_trace(report, replace(run, media=two, prompt_tokens=200, batch=batch)) is not None
 
 
-@pytest.mark.parametrize("model", ["Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3.5-0.8B"])
-def test_videos_beside_images_or_in_a_batch_are_not_composed(model: str) -> None:
-    video = (200, 160, 8)
+@pytest.mark.parametrize(("model", "beside"), [("Qwen/Qwen3-VL-2B-Instruct", True), ("Qwen/Qwen3.5-0.8B", False)])
+def test_videos_in_a_batch_or_with_images_behind_them_are_not_composed(model: str, beside: bool) -> None:
+    """beside: whether one behind an image is."""
+    image, video = (160, 200), (200, 160, 8)
     assert sources.image_trace(*seen(model, video)) is not None
+    assert (sources.image_trace(*seen(model, image, video)) is not None) == beside
+    for sizes in ((video, image), (image, image, video), (image, video, video)):
+        assert sources.image_trace(*seen(model, *sizes)) is None
     assert sources.image_trace(*seen(model, video, batch=2)) is None
-    assert sources.image_trace(*seen(model, video, (160, 200))) is None
+    assert sources.image_trace(*seen(model, image, video, batch=2)) is None
 
 
 def test_images_and_towers_that_no_sample_was_like_are_not_composed() -> None:

@@ -6,13 +6,16 @@ A frame is what passes through a tower at once, of Qwen's videos two pictures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ...media.counting import CHANNELS
 from ...results.media import Media
 from ...tracing import CHUNK_TURNS
 from ...tracing.kernels import BIAS_ALIGNMENT
+from ...values import replace
 from ..traces.kept_trace import CHUNK_TOKENS
+
+VIDEO_WINDOWS = "video windows"  # the axis of videos' windows beside images
 
 
 def numbers_of(media: Media, batch: int, prompt_tokens: int, total_tokens: int, *, batched: bool) -> dict[str, int]:
@@ -58,6 +61,7 @@ def masks_of(media: Media, batch: int, prompt_tokens: int, masked: str) -> dict[
 def images_of(media: Media, side: int = 0) -> list[dict[str, int]]:
     """Of each image or video. places: its windows with empty ones, where there are windows of `side` tokens."""
     found = []
+    videos = any(item.kind == "video" for item in media.items)
     for item in media.items:
         frames, rows, columns = item.shape.grid
         patches = rows * columns
@@ -68,7 +72,7 @@ def images_of(media: Media, side: int = 0) -> list[dict[str, int]]:
             "patches": frames * patches,
             "longer": max(rows, columns),
         }
-        if item.kind == "video":
+        if videos:
             numbers |= {"frames": frames, "frame": patches}
         if side:
             numbers["places"] = frames * (rows // 2 // side + 1) * (columns // 2 // side + 1)
@@ -133,6 +137,27 @@ def windows_of(media: Media, side: int) -> tuple[dict[str, int], list[dict[str, 
         "places and one": places + 1,
     }
     return whole, [{"patches": length} for length in lengths]
+
+
+def by_kind(media: Media) -> list[Media]:
+    """The images and the videos, as far as there are some."""
+    parts = ([item for item in media.items if item.kind == kind] for kind in ("image", "video"))
+    return [replace(media, items=tuple(part)) for part in parts if part]
+
+
+def beside(images: Media, videos: Media, *, side: int) -> tuple[dict[str, int], dict[str, Sequence[Mapping[str, int]]]]:
+    """Numbers of all images beside videos in one sequence and of all those videos, and of each frame and window. side: as in
+    `images_of`.
+    """
+    numbers, items = dict[str, int](), dict[str, Sequence[Mapping[str, int]]]()
+    for media, kind in ((images, "image"), (videos, "video")):
+        whole = {"patches": sum(item.shape.patches for item in media.items), "tokens": media.tokens}
+        if side:
+            of_all, items["windows" if kind == "image" else VIDEO_WINDOWS] = windows_of(media, side)
+            whole |= of_all
+        numbers |= {f"{kind} {name}": number for name, number in whole.items()}
+    of_all, items["frames"] = frames_of(videos)
+    return numbers | of_all, items
 
 
 def chunks_of(batch: int, prompt_tokens: int, kernel: int) -> tuple[dict[str, int], list[dict[str, int]]]:

@@ -1,9 +1,9 @@
 """Runs with images or videos without torch: composed from a family's run in a few layers, whose sizes are formulas of the
 configuration's dimensions and of the images' numbers.
 
-A variant is a structure of decoder and tower, a kernel and the options of the class. Images beside videos, several sequences
-with a video, images too small for all that a larger one does, and a prompt without text behind the last image
-are not covered.
+A variant is a structure of decoder and tower, a kernel and the options of the class. Images behind a video, more than one of
+each beside the other, several sequences with a video, images too small for all that a larger one does, and a prompt without
+text behind the last image are not covered.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from ..traces.scans import FLASH_HEAD_DIM
 from .composition import composed_of
 from .family_trace import Loaded, NotCovered, Variables, halves_of, loaded_of
 from .image_numbers import (
+    beside,
+    by_kind,
     chunks_of,
     frames_of,
     images_of,
@@ -49,6 +51,7 @@ from .stacks import around, stack_of, tower_of
 # The first words of regimes.
 BATCH_OF_SEVERAL = "batch of several"
 VIDEOS = {"one": "one video", "several": "several videos"}
+BESIDE = " and "  # between those of images and of videos, which pass the tower one after the other
 
 
 class Design(NamedTuple):
@@ -188,10 +191,10 @@ class ImageVariant:
 def is_covered(media: Media, point: Point, least: int, known: Tower) -> bool:
     """least: rows and columns of merged tokens that each image must have."""
     grids = [item.shape.grid for item in media.items]
-    kinds = {item.kind for item in media.items}
+    kinds = [item.kind for item in media.items]
     return (
-        len(kinds) == 1
-        and (kinds == {"image"} or point.batch == 1)
+        kinds == sorted(kinds)  # images before videos
+        and ("video" not in kinds or point.batch == 1)
         and media.pixel_dtype == known.pixels
         and point.prompt_tokens > media.least_tokens
         and all(item.kind == "video" or known.tiled or item.shape.grid[0] == 1 for item in media.items)
@@ -212,8 +215,10 @@ def regime_of(media: Media, point: Point, design: Design, *, cudnn: bool) -> str
 def images_in(media: Media, point: Point, known: Tower) -> str:
     """Whether there is one image or video, several in a sequence, or one or several in each of several; of a tower that takes
     all of them together, one or several in all; of one that takes tiles, one or several of them in a sequence, or several
-    sequences.
+    sequences. Images beside videos are both.
     """
+    if len(parts := by_kind(media)) > 1:
+        return BESIDE.join(images_in(part, point, known) for part in parts)
     several = len(media.items) > 1
     if known.tiled:
         several = several or media.items[0].shape.grid[0] > 1
@@ -251,12 +256,17 @@ def workload_of(
     if known.padded:
         _, patch, pooling = design.dimensions[-len(known.sizes) :]
         numbers |= padded_of(whole, patch, pooling)
-    if any(item.kind == "video" for item in media.items):
-        of_all, items["frames"] = frames_of(whole)
+    if len(parts := by_kind(media)) > 1:
+        of_all, of_each = beside(*parts, side=window)
         numbers |= of_all
-    if window:
-        of_all, items["windows"] = windows_of(whole, window)
-        numbers |= of_all
+        items |= of_each
+    else:
+        if any(item.kind == "video" for item in media.items):
+            of_all, items["frames"] = frames_of(whole)
+            numbers |= of_all
+        if window:
+            of_all, items["windows"] = windows_of(whole, window)
+            numbers |= of_all
     if design.kernel:
         of_all, items["chunks"] = chunks_of(point.batch, point.prompt_tokens, design.kernel)
         numbers |= of_all
