@@ -72,7 +72,7 @@ def main() -> None:
     shapes = {}
     for name in catalog.entries():
         report = inspect(name, source="catalog")
-        shapes[trace_name(report.spec, "sdpa"), len(report.spec.layers)] = name
+        shapes[trace_name(report, "sdpa", ""), len(report.spec.layers)] = name
     chosen = dict.fromkeys((MAIN, *LARGEST, *(sorted(shapes.values()) if "--all" in sys.argv else ())))
     print(f"{'direct trace, beyond imports':<46}{'s':>8}{'events':>9}{'MiB more':>10}")
     for model in chosen:

@@ -1,4 +1,4 @@
-"""Where a run's trace comes from: composed from its family's, shipped, kept of an earlier run, or made now."""
+"""Where a run's trace comes from: composed from its family's, kept of an earlier run, or made now."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 
+from .. import __version__
 from ..digests import sha256_hex
 from ..errors import UnavailableError, UnsupportedError
 from ..loaders import header_cache
@@ -21,7 +22,7 @@ from ..typed import TYPE_CHECKING, Any, NamedTuple
 from ..values import dataclass, field, replace
 from .allocation.on_device import PARAMETER
 from .allocation.workspaces import has_cudnn_attention
-from .families.family_file import read, shipped
+from .families.family_file import read
 from .families.family_trace import (
     Composed,
     FamilyTrace,
@@ -32,8 +33,9 @@ from .families.family_trace import (
     loaded_of,
 )
 from .footprint import traced_footprint
+from .traces.class_rules import decoder_of
 from .traces.kept_trace import SAMPLES, WITNESS, KeptTrace, Point, dump, fit, load
-from .traces.outline import Outline, options_of, outline_of
+from .traces.outline import UNRELATED, Outline, options_of, outline_of
 from .traces.segments import deepen, fixed
 from .traces.token_loops import REPEATED
 
@@ -146,10 +148,7 @@ def _dense_timeline(report: Report, run: Run, place: Place | None) -> tuple[Time
         return composed.trace.at(point_of(run)), composed.trace.made_by
     if place is None and (seeing := image_trace(report, run)) is not None:
         return seeing
-    if (
-        _is_kept(report.spec, run, place)
-        and (kept := kept_trace(report.spec, run.attention, place, run.batch)) is not None
-    ):
+    if _is_kept(report.spec, run, place) and (kept := kept_trace(report, run.attention, place, run.batch)) is not None:
         return kept.at(point_of(run)), kept.made_by
     return traced_now(report, run, place=place), versions()
 
@@ -266,7 +265,7 @@ def _keep(report: Report, run: Run, place: Place | None, whole: Timeline) -> Non
     except UnsupportedError:
         return
     if traced_footprint(deep, run, provenance="") == traced_footprint(whole, run, provenance=""):
-        name = trace_name(report.spec, run.attention, versions(), place, run.batch)
+        name = trace_name(report, run.attention, versions(), place, run.batch)
         header_cache.write_trace(name, dump(shallow))
 
 
@@ -357,7 +356,7 @@ def symbolic_trace(report: Report, run: Run) -> KeptTrace | None:
     """The run with sizes that hold for any workload, without torch; None if there is none."""
     composed = family_trace(report, run)
     if composed is None:
-        return kept_trace(report.spec, run.attention)
+        return kept_trace(report, run.attention)
     return composed.trace if composed.everywhere else None
 
 
@@ -478,15 +477,14 @@ def trace_request(run: Run, base: Base | None = None) -> Any:
     )
 
 
-def kept_trace(spec: ModelSpec, attention: str, place: Place | None = None, batch: int = 1) -> KeptTrace | None:
-    """The trace of this model with this kernel: shipped with the package, or kept by an earlier run with the same libraries."""
-    if not _are_equal(spec.layers):
+def kept_trace(report: Report, attention: str, place: Place | None = None, batch: int = 1) -> KeptTrace | None:
+    """The trace of this model with this kernel that an earlier run with the same libraries kept."""
+    layers = report.spec.layers
+    if not _are_equal(layers):
         return None
-    name = trace_name(spec, attention, place=place, batch=batch)
-    content = shipped(name)
-    if content is None:
-        content = header_cache.read_trace(trace_name(spec, attention, installed_versions(), place, batch))
-    return None if content is None else _of_depth(content, name, len(spec.layers))
+    name = trace_name(report, attention, installed_versions(), place, batch)
+    content = header_cache.read_trace(name)
+    return None if content is None else _of_depth(content, name, len(layers))
 
 
 @lru_cache(maxsize=2)  # a search needs the same trace several times
@@ -518,11 +516,25 @@ def family_file(model_type: str, mode: str = "generate") -> str:
     return f"{model_type}.json.gz" if mode == "generate" else f"{model_type}-{mode}.json.gz"
 
 
-def trace_name(spec: ModelSpec, attention: str, made_by: str = "", place: Place | None = None, batch: int = 1) -> str:
+def _options(config: Mapping[str, Any]) -> str:
+    """What a configuration says beside its design that may change what a layer does."""
+    text = decoder_of(config)
+    layers = text.get("num_hidden_layers")
+    named = {
+        key: value
+        for key, value in text.items()
+        if (key not in UNRELATED or key == "return_dict")
+        and key != "num_hidden_layers"
+        and not (isinstance(value, list) and len(value) == layers)  # the layers' own
+    }
+    return json.dumps([named, options_of(config, {})], sort_keys=True, default=str)
+
+
+def trace_name(report: Report, attention: str, made_by: str, place: Place | None = None, batch: int = 1) -> str:
     """The file name of a trace: a hash of everything that a layer's events depend on, so models that differ in depth share it."""
+    spec = report.spec
     shape = replace(spec, context_tokens=None, pad_token_id=None, norm_eps=0.0, layers=spec.layers[:1])
-    # Dropping the vision part of text-only models keeps the names from before other models were supported.
-    text = f"{shape!r} {made_by}".replace(", vision=None", "")
+    text = f"{shape!r} {_options(report.config or {})} {made_by} {__version__}"
     if place is not None:
         text += f" {place!r}" + (" one sequence" if batch == 1 and _by_batch(place) else "")
     digest = sha256_hex(text.encode())[:16]

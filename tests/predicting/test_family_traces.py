@@ -190,7 +190,12 @@ def test_a_softmax_in_float32_reads_float16_without_a_copy(family: str) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"output_attentions": True}, {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, {"hidden_act": "relu"}],
+    [
+        {"output_attentions": True},
+        {"return_dict": False},
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        {"hidden_act": "relu"},
+    ],
     ids=str,
 )
 def test_a_configuration_that_may_take_another_path_is_not_covered(changes: Mapping[str, Any]) -> None:

@@ -350,6 +350,9 @@ def test_a_model_without_a_shipped_trace_is_traced_once_and_kept(tmp_path: Path)
     again = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["predicted"] == json.loads(first.out)["predicted"]
+    write_config(tmp_path / "other", {**config, "return_dict": False})  # which transformers cannot run
+    other = json.loads(run("memory", tmp_path / "other", "--format", "json", env=environment).out)["predicted"]
+    assert other["method"] == "formula" != json.loads(first.out)["predicted"]["method"]
 
 
 def test_training_is_a_sum_of_weights_gradients_states_and_activations(capsys: Capture) -> None:

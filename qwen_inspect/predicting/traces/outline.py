@@ -106,7 +106,9 @@ def outline_of(
     cache: CacheReport,
     config: Mapping[str, Any],
 ) -> Outline | None:
-    """None for a model whose layers are not a list with an attention and a cache for each."""
+    """None for a model whose layers are not a list with an attention and a cache for each, or whose class cannot run."""
+    if decoder_of(config).get("return_dict") is False:  # its output has no name by which the model above reads it
+        return None
     if len(attention) != len(cache.layers) or _has_odd_latents(decoder_of(config)):
         return None
     if is_masked_by_window(config) and not any(kind == "window" for kind, _ in _thresholds(attention)):
