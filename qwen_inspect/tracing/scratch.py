@@ -121,9 +121,9 @@ def with_embeddings(timeline: Timeline, batch: int, tokens: int, sort_bytes: int
     """
     gradients = (EMBEDDING_GRADIENT, WIDE_EMBEDDING_GRADIENT)
     found = [index for index, event in enumerate(timeline.events) if len(event) > 1 and event[3] in gradients]
-    if tokens < FEWEST_SORTED or not found:
-        return timeline
     made = [event for event in timeline.events if isinstance(event, Allocate) and event.operator == EMBEDDING]
+    if tokens < FEWEST_SORTED or not (found and made):
+        return timeline
     looked_up = {event.module: event.size_bytes for event in made}
     row = made[0].size_bytes // tokens  # the first embedding is of tokens
     ids = count(EMBEDDING_IDS)
@@ -131,7 +131,7 @@ def with_embeddings(timeline: Timeline, batch: int, tokens: int, sort_bytes: int
     for index in found:
         gradient = timeline.events[index]
         assert isinstance(gradient, Allocate)
-        whole = looked_up[gradient.module]
+        whole = looked_up.get(gradient.module, 0)
         by_position = whole * batch == row * tokens  # looked up once for all sequences
         rows = tokens // batch if by_position else tokens
         of_text = not any(part.startswith(("vis", "audio")) for part in gradient.module.split("."))
