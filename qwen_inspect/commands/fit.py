@@ -319,7 +319,7 @@ LOGGED = ("vllm", "sglang")
 def _served_log(path: str, engine: str) -> ServedLog:
     """Raises UsageError for a file that cannot be read or prints none of the engine's figures, and for other engines."""
     if engine not in LOGGED:
-        raise UsageError("engine_option", option="--log", engine=", ".join(LOGGED), asked=engine)
+        raise UsageError("engine_option", option="--log", engine="|".join(LOGGED), asked=engine)
     if engine == "vllm":
         from ..engines.vllm.log import read_log
     else:

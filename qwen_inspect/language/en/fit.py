@@ -115,7 +115,7 @@ TEXT = {
     "suggest_tensor_parallel": "tensor parallel over {ranks} such cards (--tp {ranks}), each",
     "suggest_fsdp": "FSDP over {ranks} such cards (--fsdp {ranks}), each with this batch",
     # --- engines
-    "engine_option": "{option} is an option of {engine}, not of {asked}",
+    "engine_option": "{option} is an option of {engine}, not of {asked}: add --engine {engine}, or leave it out",
     "engine_budget_given": "--kv-budget is what vLLM has left for the cache, so {option} has nothing to say beside it",
     "engine_unknown": "Expected an engine of {known}, found {found}",
     "engine_cache_types": "llama.cpp takes --cache-type-k and --cache-type-v in place of --cache-dtype",

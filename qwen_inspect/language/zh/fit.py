@@ -115,7 +115,7 @@ TEXT = {
     "suggest_tensor_parallel": "用 {ranks} 张同款显卡做张量并行（--tp {ranks}），每张",
     "suggest_fsdp": "用 {ranks} 张同款显卡做 FSDP（--fsdp {ranks}），每张的批大小不变",
     # --- engines
-    "engine_option": "{option} 是 {engine} 的选项，不适用于 {asked}",
+    "engine_option": "{option} 是 {engine} 的选项，不适用于 {asked}：请加 --engine {engine}，或去掉该选项",
     "engine_budget_given": "--kv-budget 已给出 vLLM 留给缓存的显存，不能再用 {option}",
     "engine_unknown": "引擎应为 {known} 之一，而不是 {found}",
     "engine_cache_types": "llama.cpp 请用 --cache-type-k 和 --cache-type-v 代替 --cache-dtype",
