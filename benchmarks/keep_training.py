@@ -44,13 +44,14 @@ from qwen_inspect.predicting.families.shallow_training import FEWEST_TOKENS, con
 from qwen_inspect.predicting.sources import trace_request
 from qwen_inspect.predicting.traces.class_rules import decoder_of
 from qwen_inspect.predicting.traces.kept_trace import ALIGNMENTS, CHUNK_TOKENS, KeptTrace, Point, alignment
-from qwen_inspect.predicting.traces.optimizer_steps import INPUTS, OPTIMIZER
+from qwen_inspect.predicting.traces.optimizer_steps import INPUTS, OPTIMIZER, groups_of
 from qwen_inspect.predicting.traces.outline import MOST_SINGLES, WHOLE_CHUNKS, Outline, options_of, regime_of
 from qwen_inspect.predicting.traces.segments import LAYER, apart, ends_of
 from qwen_inspect.predicting.training_plan import Plan, plan_of
 from qwen_inspect.results.memory import DEFAULT_ALPHA, Run
 from qwen_inspect.results.model import Report
 from qwen_inspect.results.timeline import Stage, Timeline
+from qwen_inspect.results.training import LOOPS
 from qwen_inspect.tracing import CHUNK_TURNS, versions
 from qwen_inspect.tracing.trace import trace
 
@@ -63,12 +64,19 @@ TURNS = (1, 0, 2, 1)  # alignments of samples, the first of which checks
 TRIES = 6  # releases, for a sample of the wanted alignment
 CONFIGS = 50  # tried for a length of the wanted regime and alignment: a window may have none
 _ALL, _SOME = {"lora_rank": 16}, {"lora_rank": 16, "lora_targets": ("q_proj", "v_proj")}
+_TRAINER = {"loop": replace(LOOPS["trainer"], clip=False)}  # whose clipping is a rule too
 _ATTENTION = {"lora_rank": 16, "lora_targets": ("q_proj", "k_proj", "v_proj", "o_proj")}
 TRAINED: Mapping[str, dict[str, Any]] = {
     "full": {},
     "lora": _ALL,
     "lora-qv": _SOME,
     "lora-qkvo": _ATTENTION,
+    "trainer": _TRAINER,
+    "trainer-lora": {**_ALL, **_TRAINER},
+    "trainer-lora-qv": {**_SOME, **_TRAINER},
+    "trainer-autocast": {**_TRAINER, "autocast": "bfloat16", "dtype": "float32"},
+    "trainer-lora-autocast": {**_ALL, **_TRAINER, "autocast": "bfloat16"},
+    "trainer-qlora": {**_ALL, **_TRAINER, "quantised": "bnb-nf4-double"},
     "qlora": {**_ALL, "quantised": "bnb-nf4-double"},
     "qlora-qv": {**_SOME, "quantised": "bnb-nf4-double"},
     "qlora-qkvo": {**_ATTENTION, "quantised": "bnb-nf4-double"},
@@ -83,7 +91,8 @@ SCHEDULES: tuple[dict[str, Any], ...] = (
 
 
 def without_steps(timeline: Timeline, trained: Sequence[Tensor]) -> KeptTrace:
-    """A run with sgd, whose step only drops the gradients, without these steps; gradients are named in `kept`."""
+    """A run with sgd, whose step only drops the gradients, without these steps; gradients are named in `kept`. trained: as the
+    optimizer has them."""
     numbered = constant(timeline)
     gradients: dict[int, str] = {}
     order: list[int] = []
@@ -96,7 +105,7 @@ def without_steps(timeline: Timeline, trained: Sequence[Tensor]) -> KeptTrace:
             order += entries
             continue
         dropped = [-1 - entry for entry in entries]
-        dropped = [entry for entry in dropped if entry < 0 or numbered.allocations[entry][1] != INPUTS]
+        dropped = [entry for entry in dropped if entry < 0 or numbered.allocations[entry][1] not in (INPUTS, OPTIMIZER)]
         if len(dropped) != len(trained) or min(dropped) < 0:
             raise NotLearnt(f"{len(dropped)} gradients of {len(trained)} parameters")
         gradients |= {entry: tensor.name for entry, tensor in zip(dropped, trained, strict=True)}
@@ -136,7 +145,8 @@ class Group:
 
 def planned(config: Mapping[str, Any], **changes: Any) -> tuple[Report, Plan, Outline]:
     """quantised: the name of the base's quantisation, of `PRESETS`."""
-    scheme = changes.pop("quantised", None)
+    scheme, dtype = changes.pop("quantised", None), changes.pop("dtype", None)
+    config = {**config, "dtype": dtype, "torch_dtype": dtype} if dtype else config
     report = report_of({**config, "quantization_config": preset(scheme, None, config)} if scheme else config)
     run = Run(mode="train", attention=report.spec.kernel, optimizer="sgd", **changes)
     plan = plan_of(report, run)
@@ -183,7 +193,7 @@ def groups(model_type: str, defaults: Mapping[str, Any], what: dict[str, Any]) -
             report, plan, outline = planned(config, **what)
         except (QwenInspectError, NotLearnt):
             continue
-        if report.spec.dtype.bits != 16:
+        if report.spec.dtype.bits != 16 and "dtype" not in what:
             continue
         options = {**options_of(config, defaults), **trained_options(plan)}
         kinds = tuple(sorted({layer.structure for layer in outline.layers}))
@@ -230,7 +240,8 @@ def sample(
 ) -> tuple[Sample, Report, Plan] | None:
     """A random configuration like `base`, traced; None if it has another structure, or no workload is of the regime.
 
-    number: of the samples of the regime, which have tokens of different alignments in turns.
+    number: of the round of samples of the regime, which have tokens of different alignments in turns; the first has one layer
+    more.
     """
     what = {**group.what, **({"lora_rank": random.choice(RANKS)} if "lora_rank" in group.what else {})}
     batch = random.choice(BATCHES["one sequence" not in regime])
@@ -246,13 +257,15 @@ def sample(
     else:
         return None
     report, plan, outline = planned(config, batch=batch, prompt_tokens=point.prompt_tokens, **what, **schedule)
+    if number == 0:  # so that none holds for one number of layers alone
+        layers = min(layers + 1, len(outline.layers))
     same = outline.outside.structure == group.outline.outside.structure
     if not same or {layer.structure for layer in outline.layers} != {layer.structure for layer in group.outline.layers}:
         return None
     request = replace(trace_request(plan.run, plan.four_bits), layers=layers, few_chunks=True)
     timeline = trace(report.spec, report.config or {}, request)
-    trained = of_first_layers(trained_by(report, plan), layers)
-    _, rest = apart(without_steps(timeline, trained))
+    groups = groups_of(of_first_layers(trained_by(report, plan), layers), report.tree, plan.run.loop)
+    _, rest = apart(without_steps(timeline, [tensor for group in groups for tensor in group]))
     return Sample(replace(outline, layers=outline.layers[:layers]), point, rest), report, plan
 
 
@@ -274,6 +287,12 @@ def regimes(group: Group, random: Random) -> list[str]:
     return sorted(names)  # several sequences first
 
 
+def spare(samples: Sequence[Sample]) -> int:
+    """Which sample is not learnt from, but checks: the first whose alignment another has too."""
+    known = [alignment(sample.point) for sample in samples]
+    return next((number for number, one in enumerate(known) if known.count(one) > 1), 0)
+
+
 def learnt(group: Group, random: Random) -> Variant:
     samples: dict[str, list[Sample]] = defaultdict(list)
     names = regimes(group, random)
@@ -282,15 +301,16 @@ def learnt(group: Group, random: Random) -> Variant:
     for schedule, regime in product(schedules, names):
         is_first = schedule is SCHEDULES[0] and "one sequence" not in regime
         is_first = is_first and (regime == names[0] or not is_looped(group.outline))
-        count = max(SAMPLES, 4 * len(group.configs)) if is_first else MORE_SAMPLES
+        designs = len(group.configs)  # each has samples of all alignments
         configs = cycle(group.configs.values())
         made = [
             one
-            for number in range(count)
-            if (one := first_sample(group, islice(configs, TRIES), random, schedule, regime, number))
+            for number in range(max(SAMPLES if is_first else 0, MORE_SAMPLES * designs))
+            if (one := first_sample(group, islice(configs, TRIES), random, schedule, regime, number // designs))
         ]
-        samples[schedule_of(Run(mode="train", **schedule)) + regime] += [sample for sample, _, _ in made[1:]]
-        unseen += made[:1]
+        if made:
+            unseen.append(made.pop(spare([sample for sample, _, _ in made])))
+        samples[schedule_of(Run(mode="train", **schedule)) + regime] += [sample for sample, _, _ in made]
     by_regime, variables = learn(samples, aligned=ALIGNMENTS[-1])
     variant = Variant(
         kernel=group.kernel,

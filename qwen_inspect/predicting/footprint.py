@@ -16,7 +16,7 @@ from ..language import Message
 from ..results.cache import CacheLayer, CacheReport
 from ..results.memory import TERMS, Alive, Footprint, Method, Moment, Run, context_range
 from ..results.timeline import ADAPTER, Allocate, Timeline, living
-from ..spec import Module, each_buffer, each_module, each_tensor
+from ..spec import Module, each_buffer, each_tensor
 from ..typed import TYPE_CHECKING
 from ..values import replace
 from .allocation.allocator import Allocator, HostAllocator, OutOfMemory
@@ -272,16 +272,10 @@ def _formula_sizes(
             requests += [("cache", size // 2), ("cache", size - size // 2)]  # K and V
         requests += [("state", run.batch * state) for state in layer.states_bytes]
     if run.mode == "train":
-        from .training import optimizer_sizes, trained_of
+        from .training import embedded_in, optimizer_sizes, trained_of
 
         trained = trained_of(tree, run, matrices)
-        embedded = {
-            f"{name}.{tensor.name}"
-            for name, module in each_module(tree)
-            if module.class_name.endswith("Embedding")
-            for tensor in module.tensors
-        }
-        sizes = optimizer_sizes(trained, run.optimizer, embedded=embedded, loop=run.loop)
+        sizes = optimizer_sizes(trained, run.optimizer, embedded=embedded_in(tree), loop=run.loop)
         requests += [("optimizer", size) for size in sizes]
         copied = (*weights_bytes, *(buffer.size_bytes for buffer in each_buffer(tree)))
         requests += [("optimizer", size) for size in copied if run.loop.ema]

@@ -11,7 +11,7 @@ from ..errors import MalformedError, UnsupportedError, UsageError
 from ..results.lora import TrainedTensor
 from ..results.memory import Run
 from ..results.training import LOOPS, Loop, Training
-from ..spec import Module, each_tensor
+from ..spec import Module, each_module, each_tensor
 from ..structure.adapters import folded
 from ..tracing.adapting import FourBits
 from ..tracing.optimizers import OF_BITSANDBYTES, PAGED_ELEMENTS, is_hidden_matrix
@@ -92,6 +92,12 @@ def prepared(weights: Sequence[Tensor], base: FourBits, run: Run) -> tuple[Tenso
     return *cast, *(Tensor(f"{name}.offset", (), DType.F32) for name in nested)
 
 
+def embedded_in(tree: Module) -> frozenset[str]:
+    """The names of embeddings' weights, for which Trainer has bitsandbytes keep states in 32 bits."""
+    embeddings = ((name, module) for name, module in each_module(tree) if module.class_name.endswith("Embedding"))
+    return frozenset(f"{name}.{tensor.name}" for name, module in embeddings for tensor in module.tensors)
+
+
 def optimizer_sizes(
     trained: Sequence[Tensor], optimizer: str, *, embedded: Collection[str] = (), loop: Loop = LOOPS[None]
 ) -> Iterator[int]:
@@ -122,21 +128,32 @@ def optimizer_sizes(
                 yield from (tensor.size_bytes, tensor.size_bytes)
                 if optimizer == "adamw_fused":
                     yield 4
-    if optimizer.endswith("_8bit") and trained:
-        yield from [TABLE_8BIT_BYTES] * _states(optimizer)
+    if any(is_in_8_bits(tensor, optimizer, wide=tensor.name in embedded and loop.by_trainer) for tensor in trained):
+        yield from [TABLE_8BIT_BYTES] * states_of(optimizer)
 
 
-def _states(optimizer: str) -> int:
+def states_of(optimizer: str) -> int:
+    """States for each parameter, of bitsandbytes' optimizers."""
     return 1 if optimizer.startswith("lion") else 2
 
 
+def is_paged(tensor: Tensor, optimizer: str) -> bool:
+    """Whether its states are in managed memory."""
+    return optimizer.startswith("paged") and tensor.elements >= PAGED_ELEMENTS
+
+
+def is_in_8_bits(tensor: Tensor, optimizer: str, *, wide: bool) -> bool:
+    """Whether its states are. wide: they have 32 bits whatever the optimizer has."""
+    return optimizer.endswith("_8bit") and tensor.elements >= LEAST_8BIT and not wide
+
+
 def _bitsandbytes_sizes(tensor: Tensor, optimizer: str, *, wide: bool) -> Iterator[int]:
-    """The states of a tensor. wide: in 32 bits whatever the optimizer has."""
-    in_8_bits = optimizer.endswith("_8bit") and tensor.elements >= LEAST_8BIT and not wide
-    if not (optimizer.startswith("paged") and tensor.elements >= PAGED_ELEMENTS):
-        yield from [tensor.elements if in_8_bits else 4 * tensor.elements] * _states(optimizer)
+    """The states of a tensor."""
+    in_8_bits = is_in_8_bits(tensor, optimizer, wide=wide)
+    if not is_paged(tensor, optimizer):
+        yield from [tensor.elements if in_8_bits else 4 * tensor.elements] * states_of(optimizer)
     if in_8_bits:
-        yield from [4 * -(-tensor.elements // BLOCK_8BIT)] * _states(optimizer)
+        yield from [4 * -(-tensor.elements // BLOCK_8BIT)] * states_of(optimizer)
 
 
 def _adafactor_sizes(tensor: Tensor) -> Iterator[int]:

@@ -135,19 +135,31 @@ class Together:
             part.zero_grad(set_to_none=set_to_none)
 
 
-def to_device(optimizer: Any) -> None:
-    """Moves an 8-bit optimizer's tables to the device, as its first step does: of AdamW both, of Lion the signed one.
+def move_tables(optimizer: Any) -> None:
+    """Makes an 8-bit optimizer move its tables to the device as it makes its first states in 8 bits: of AdamW both, of Lion the
+    signed one. On fake tensors it would not, for the tables are real ones.
 
     Source: bitsandbytes 0.50, Optimizer2State.init_state and Optimizer1State.init_state
     """
     import torch
 
-    tables = getattr(optimizer, "name2qmap", None)
-    if tables and not optimizer.state and optimizer.args.optim_bits == 8:
-        moved = tables if optimizer.optimizer_name != "lion" else {"dynamic": tables["dynamic"]}
-        optimizer.name2qmap = tables | {
-            name: torch.empty(table.shape, dtype=table.dtype) for name, table in moved.items()
-        }
+    if getattr(optimizer, "name2qmap", None) is None:
+        return
+    init_state, moved = (
+        optimizer.init_state,
+        ["dynamic"] if optimizer.optimizer_name == "lion" else ["dynamic", "udynamic"],
+    )
+
+    def init(group: Any, parameter: Any, *place: int) -> None:
+        config = optimizer.get_config(*place, group)
+        if config["optim_bits"] == 8 and parameter.numel() >= config["min_8bit_size"]:
+            for name in moved:
+                table = optimizer.name2qmap[name]
+                optimizer.name2qmap[name] = torch.empty(table.shape, dtype=table.dtype)
+            moved.clear()
+        init_state(group, parameter, *place)
+
+    optimizer.init_state = init
 
 
 def page(optimizer: Any, on_host: Callable[[Any, Any], Any]) -> None:

@@ -22,7 +22,6 @@ def train(
     autocast_dtype: str | None,
     device: str,
     loop: Loop = LOOPS[None],
-    before_step: Callable[[], None] = lambda: None,
     average: Callable[[], object] = lambda: None,
 ) -> object:
     """Runs `steps` steps; returns what stays alive. No cache is used.
@@ -79,7 +78,6 @@ def train(
                 _add(total, logged)
         if optimizer is not None:
             stage("optimizer")
-            before_step()
             norm = None
             norm = clip(model, optimizer, scaler) if loop.clip else None
             step(optimizer, scaler)

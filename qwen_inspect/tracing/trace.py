@@ -64,7 +64,7 @@ from .one_rank import (
     unloaded,
 )
 from .one_row import one_row
-from .optimizers import optimizer_of, page, to_device
+from .optimizers import move_tables, optimizer_of, page
 from .recorder import Recorder, recording
 from .scoring import score
 from .selecting import known_selections
@@ -609,6 +609,7 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
 
     if workload.device == "cuda":
         page(optimizer, on_host)
+    move_tables(optimizer)
 
     def stage(name: str) -> None:
         recorder.stage(name)
@@ -633,7 +634,6 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
         autocast_dtype=workload.autocast,
         device="cpu",
         loop=workload.loop,
-        before_step=lambda: to_device(optimizer),
         average=average,
     )
 

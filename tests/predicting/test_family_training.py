@@ -39,6 +39,7 @@ ADAPTED_IN_EVERY_RUN = {
     ("qwen3 bnb-nf4-double 7 modules", 0),
     ("qwen3_5 dense 12 modules", 2),
 }
+BY_TRAINER_IN_EVERY_RUN = {("llama trainer", 1), ("llama trainer bfloat16", 0), ("llama trainer dense 7 modules", 2)}
 TRAINED = Run(mode="train", prompt_tokens=150, attention="sdpa")
 # With each optimizer.
 OPTIONS: tuple[Mapping[str, Any], ...] = (
@@ -79,19 +80,30 @@ def freed_forms(events: Sequence[Event]) -> tuple[object, ...]:
     return tuple(event if isinstance(event, Allocate) else forms[event.id] for event in events)
 
 
-def learnt_options(family: str, seed: int, modules: Sequence[str] = ()) -> dict[str, Any]:
+def loop_in(variant: Variant) -> tuple[str, str]:
+    """Whose loop, and its autocast; "" for the default loop, and for none."""
+    return variant.options.get("loop", ""), variant.options.get("autocast", "")
+
+
+def learnt_options(
+    family: str, seed: int, modules: Sequence[str] = (), loop: tuple[str, str] = ("", "")
+) -> dict[str, Any]:
     """Of OPTIONS; without several micro-batches where only one is learnt."""
     variants = known(read(training_file(family))).variants
-    alike = [variant for variant in variants if adapted_modules(variant) == modules]
+    alike = [variant for variant in variants if adapted_modules(variant) == modules and loop_in(variant) == loop]
     accumulated = all(any("accumulated" in regime for regime in variant.regimes) for variant in alike)
     options = OPTIONS[seed % len(OPTIONS)]
     return {name: value for name, value in options.items() if accumulated or name != "accumulate"}
 
 
 def unseen(family: str, run: Run, scheme: str, random: Random) -> dict[str, Any]:
-    """A configuration of random sizes and few layers like the first release whose training is learnt. scheme: of its base."""
+    """A configuration of random sizes and few layers like the first release whose training is learnt. scheme: of its base. Of
+    autocast, which trains float32 weights, or bfloat16 ones with adapters.
+    """
 
     def packed(config: Mapping[str, Any]) -> dict[str, Any]:
+        if run.autocast and run.lora_rank is None:
+            config = {**config, "dtype": "float32", "torch_dtype": "float32"}
         return {**config, "quantization_config": preset(scheme, None, config)} if scheme else dict(config)
 
     def is_learnt(config: Mapping[str, Any]) -> bool:
@@ -122,7 +134,9 @@ def a_length(config: Mapping[str, Any], random: Random) -> int:
         # Of some families one in every run.
         pytest.param(family, seed, marks=[] if (family, seed) in IN_EVERY_RUN else pytest.mark.exhaustive)
         for family in KEPT
-        if any(not adapted_modules(variant) for variant in known(read(training_file(family))).variants)
+        if any(
+            not adapted_modules(each) and not any(loop_in(each)) for each in known(read(training_file(family))).variants
+        )
         for seed in range(len(COVERED))
     ],
 )
@@ -135,11 +149,16 @@ def test_an_unseen_configuration_trains_as_transformers_trains_it(family: str, s
 
 def adapters() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Of each family the adapted modules, and the name of the base's quantisation or "", that its trace has."""
+    return ((family, scheme, modules) for family, loop, scheme, modules in learnt() if modules and not any(loop))
+
+
+def learnt() -> Iterator[tuple[str, tuple[str, str], str, tuple[str, ...]]]:
+    """Of each family in which loop it is trained, on what base, and which modules have adapters."""
     for family in KEPT:
         for variant in known(read(training_file(family))).variants:
-            if modules := adapted_modules(variant):
-                _, double, *_ = variant.options.get("base", (None, None))
-                yield family, {None: "", False: "bnb-nf4", True: "bnb-nf4-double"}[double], modules
+            _, double, *_ = variant.options.get("base", (None, None))
+            scheme = {None: "", False: "bnb-nf4", True: "bnb-nf4-double"}[double]
+            yield family, loop_in(variant), scheme, adapted_modules(variant)
 
 
 def named(family: str, scheme: str, modules: tuple[str, ...]) -> str:
@@ -174,15 +193,47 @@ def test_unseen_adapters_train_as_transformers_and_peft_train_them(
     assert_as_transformers(config, prompt_tokens=tokens, **adapted, **changes)
 
 
+def in_loop(family: str, loop: tuple[str, str], scheme: str, modules: tuple[str, ...]) -> str:
+    return " ".join(filter(None, (named(family, scheme, modules) if modules else family, *loop))).strip()
+
+
+@pytest.mark.parametrize(
+    ("family", "loop", "scheme", "modules", "seed"),
+    [
+        pytest.param(
+            *one, seed, marks=[] if (in_loop(*one), seed) in BY_TRAINER_IN_EVERY_RUN else pytest.mark.exhaustive
+        )
+        for one in dict.fromkeys(learnt())
+        if any(one[1])
+        for seed in range(len(COVERED))
+    ],
+)
+def test_trainers_loop_is_composed_with_its_clipping_and_its_groups_of_parameters(
+    family: str, loop: tuple[str, str], scheme: str, modules: tuple[str, ...], seed: int
+) -> None:
+    random = Random(f"{in_loop(family, loop, scheme, modules)} {seed}")
+    rank = random.randint(2, 70)
+    adapted: dict[str, Any] = {"lora_rank": rank, "lora_alpha": 2 * rank, "lora_targets": modules} if modules else {}
+    name, autocast = loop
+    by_trainer = replace(LOOPS[name], clip=seed != 4, ema=seed == 3 and not modules)  # type: ignore[index]
+    run = Run(mode="train", prompt_tokens=150, loop=by_trainer, autocast=autocast or None, **adapted)  # type: ignore[arg-type]
+    config = unseen(family, run, scheme, random)
+    changes = {"optimizer": COVERED[seed], **learnt_options(family, seed, modules, loop), **adapted}
+    tokens = a_length(config, random)
+    assert_as_transformers(config, prompt_tokens=tokens, loop=by_trainer, autocast=autocast or None, **changes)
+
+
 def test_what_trains_otherwise_is_not_covered() -> None:
-    """A tied head sums two gradients; dropout keeps masks; a loop, a mask or what is frozen changes what is kept."""
+    """A tied head sums two gradients; dropout keeps masks; a loop, its loss, a mask or what is frozen changes what is kept."""
     config = dict(catalog.configuration("Qwen/Qwen3-0.6B", catalog.entries()))
     assert is_covered(report_of(config), TRAINED)
     assert not is_covered(report_of({**config, "attention_dropout": 0.1}), TRAINED)
-    optimizers = ("none", "sgd_momentum", "adafactor", "lion", "paged_adamw", "muon")
-    facts: list[dict[str, Any]] = [{"keep_gradients": True}, {"keep_logits": "backward"}, {"clip": True}]
-    loops = [*(loop for name, loop in LOOPS.items() if name), *(replace(LOOPS[None], **fact) for fact in facts)]
-    others: list[dict[str, Any]] = [{"padded": True}, {"autocast": "bfloat16"}, {"trained": "mlp"}]
+    optimizers = ("none", "adafactor", "muon")
+    facts: list[dict[str, Any]] = [{"keep_gradients": True}, {"keep_logits": "backward"}, {"loss": "liger"}]
+    loops = [LOOPS[name] for name in ("sft", "accelerate", "plain")]
+    loops += [replace(LOOPS[name], **fact) for name in (None, "trainer") for fact in facts]
+    others: list[dict[str, Any]] = [{"padded": True}, {"trained": "mlp"}]
+    others += [{"autocast": dtype, "loop": loop} for dtype in ("bfloat16", "float16") for loop in [LOOPS[None], *loops]]
     others += [{"optimizer": optimizer} for optimizer in optimizers] + [{"loop": loop} for loop in loops]
     for changes in others:
         assert not is_covered(report_of(config), replace(TRAINED, **changes)), changes

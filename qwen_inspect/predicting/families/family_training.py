@@ -14,6 +14,7 @@ from ...results.lora import TrainedTensor
 from ...results.memory import Run
 from ...results.model import Report
 from ...results.timeline import ADAPTER
+from ...results.training import LOOPS
 from ...spec import each_buffer, each_module, each_tensor
 from ...structure.adapters import PREFIX
 from ...tracing.kernels import flash_rounded
@@ -83,7 +84,9 @@ def training_trace_of_any(report: Report, plan: Plan) -> KeptTrace | None:
     if composed is None:
         return None
     micro_batches = min(run.accumulate, MICRO_BATCHES)
-    whole = with_steps(composed.trace, trained_by(report, plan), run.optimizer, backwards=micro_batches)
+    whole = with_steps(
+        composed.trace, trained_by(report, plan), report.tree, run.optimizer, run.loop, backwards=micro_batches
+    )
     whole = replace(whole, cast=plan.four_bits is not None and report.spec.dtype is not DType.F32)
     return with_average(whole, report.tree) if run.loop.ema else whole
 
@@ -144,11 +147,14 @@ def is_covered(report: Report, run: Run) -> bool:
 
 
 def is_of_loop(report: Report, run: Run) -> bool:
-    """Whether the run is of the default loop, with options that traces are made for; with images, also with frozen parameters."""
+    """Whether the run is of the default loop or Trainer's, with options that traces are made for; with images, also with frozen
+    parameters."""
     chosen = CHOSEN if run.media is None else (*CHOSEN, *CHOSEN_WITH_IMAGES)
     default = replace(Run(mode="train"), **{name: getattr(run, name) for name in chosen})
-    run = replace(run, loop=replace(run.loop, ema=False))
-    return run == default and run.optimizer in COVERED and run.attention == report.spec.kernel
+    loop = replace(run.loop, ema=False, clip=LOOPS[run.loop.name].clip)  # of which an optimizer's step alone has more
+    known = run.loop.name in (None, "trainer") and loop == LOOPS[run.loop.name] and run.autocast in (None, "bfloat16")
+    whole = replace(run, loop=default.loop, autocast=None)
+    return known and whole == default and run.optimizer in COVERED and run.attention == report.spec.kernel
 
 
 def schedule_of(run: Run) -> str:
@@ -157,8 +163,9 @@ def schedule_of(run: Run) -> str:
 
 
 def trained_options(plan: Plan) -> dict[str, Any]:
-    """What is trained, and on what base: the modules of one layer that have matrices, or that are packed."""
-    options: dict[str, Any] = {}
+    """In whose loop what is trained, and on what base: the modules of one layer that have matrices, or that are packed."""
+    facts = {"loop": plan.run.loop.name, "autocast": plan.run.autocast}
+    options: dict[str, Any] = {name: fact for name, fact in facts.items() if fact is not None}
     if plan.matrices:
         options["lora"] = _of_any_layer(matrix.module for matrix in plan.matrices)
         # The scale is a factor of a sum over stacked experts, whose gradients are multiplied by no factor of 1.

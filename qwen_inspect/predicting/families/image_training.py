@@ -41,7 +41,7 @@ def image_training_file(model_type: str) -> str:
 def image_training_trace(report: Report, plan: Plan) -> KeptTrace | None:
     """The run of one workload with images, without torch; None if it is not covered."""
     run = plan.run
-    if run.media is None or not is_of_loop(report, run):
+    if run.media is None or {run.loop.name, run.autocast} != {None} or not is_of_loop(report, run):
         return None
     config = report.config or {}
     family, tower = read(image_training_file(str(config.get("model_type")))), tower_in(config)
@@ -69,7 +69,9 @@ def composed(variant: ImageVariant, report: Report, plan: Plan, design: Design) 
     whole = replace(whole, kept=tuple((number, prefix + name) for number, name in whole.owners), owners=())
     whole = of_two_steps(whole)
     trained = trained_of(report.tree, run, plan.matrices)
-    whole = with_steps(whole, trained, run.optimizer, backwards=min(run.accumulate, MICRO_BATCHES))
+    whole = with_steps(
+        whole, trained, report.tree, run.optimizer, run.loop, backwards=min(run.accumulate, MICRO_BATCHES)
+    )
     return with_average(whole, report.tree) if run.loop.ema else whole
 
 

@@ -24,7 +24,7 @@ LAYER = (  # compiled when it is first used
     r"(?:(?<=\blayers\.)|(?<=\bh\.)|(?<=\bencoder\.layer\.)|(?<=\btransformer\.layer\.)|(?<=^blocks\.)|(?<=\btransformer\.blocks\.))\d+\b"
 )
 ANY_LAYER = "#"  # in a module's name, instead of the layer's number
-BACKWARD = "backward"
+FORWARD, BACKWARD = "forward", "backward"
 LOADED = -1  # the part of what the first stage loads
 FIRST, LAST, FIRST_OF_KIND, LAST_OF_KIND = 1, 2, 4, 8
 
@@ -232,7 +232,8 @@ def _by_layer(loaded: Sequence[tuple[Any, str, str]]) -> dict[int | None, list[i
 def _labels(trace: KeptTrace) -> list[int | None]:
     """The layer of each event. A free belongs to what is around it, or to the layer of what it frees if that was made in a stage
     before, and there is no backward: so a cache is freed that grows. Behind the last layer, what was made outside of the layers
-    is freed there.
+    is freed there. In training, where what every layer made is freed at once and no layer is around, each free belongs to its
+    layer: so goes autocast's cache.
     """
     starts = {stage.first_event for stage in trace.stages}
     trains = any(stage.name == BACKWARD for stage in trace.stages)
@@ -251,9 +252,25 @@ def _labels(trace: KeptTrace) -> list[int | None]:
             if owner is not None and before < stage and not trains:
                 label = owner
         labels.append(label)
-    if not trains:
+    if trains:
+        bounds = [*(stage.first_event for stage in trace.stages), len(trace.order)]
+        for one, events in zip(trace.stages, map(range, bounds, bounds[1:]), strict=True):
+            if one.name == FORWARD:
+                _free_by_layer(trace.order, events, labels, {entry: owner for entry, (_, owner) in made.items()})
+    else:
         _end_passes(trace.order, labels, {entry for entry, (_, owner) in made.items() if owner is None})
     return labels
+
+
+def _free_by_layer(
+    order: Sequence[int], events: range, labels: list[int | None], owners: Mapping[int, int | None]
+) -> None:
+    layers = {owner for owner in owners.values() if owner is not None}
+    for is_free, run in groupby(events, key=lambda index: order[index] < 0):
+        freed = {index: owners.get(-1 - order[index]) for index in run} if is_free else {}
+        if len(layers) > 1 and layers.issubset(freed.values()):
+            for index, owner in freed.items():
+                labels[index] = owner
 
 
 def _end_passes(order: Sequence[int], labels: list[int | None], outside: Set[int]) -> None:

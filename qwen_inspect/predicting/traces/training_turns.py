@@ -20,11 +20,10 @@ from ...tracing import CHUNK_TURNS
 from ...typed import Any, NamedTuple, TypeVar
 from ...values import replace
 from .kept_trace import CHUNK_TOKENS, KeptTrace
-from .segments import BACKWARD
+from .segments import BACKWARD, FORWARD
 from .turns import LINEAR, events_of_a_turn
 
 Row = TypeVar("Row")
-FORWARD = "forward"
 MOST_EVENTS = 256  # of a turn; a backward has more of them than a forward
 FEWEST_CHUNKS = 3  # of a prompt whose run is that of CHUNK_TURNS turns without some: one or two chunks do other things
 
