@@ -84,6 +84,8 @@ def known_values(recorder: Recorder, device: str) -> Iterator[None]:
         return recorder.modules[-1] if recorder.modules else recorder.outside
 
     class KnownValues(TorchDispatchMode):  # type: ignore[misc]
+        _should_skip_dynamo = classmethod(lambda _: False)  # nothing is compiled here
+
         def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             options = kwargs or {}
             inputs = [*tensors_in([*args, *options.values()])]

@@ -251,6 +251,7 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
     laid_out = {getattr(aten, name).default: place for name, place in ACTIVATION_GRADIENTS.items()}
     copied = copied_operands(recorder.device)
     on_host = {aten.lift_fresh.default, aten.scalar_tensor.default}
+    device_of = torch.ops.prim.device.default  # asked for more often than all that computes
     arrived = torch.ops._c10d_functional.wait_tensor.default if shared else None
 
     named_nodes = 0  # nodes below this sequence number are named
@@ -297,9 +298,13 @@ def recording(recorder: Recorder, model: Any, root: str, shared: Sequence[type])
         return not torch._C._current_autograd_node().name().startswith("IndexPutBackward")
 
     class Recording(TorchDispatchMode):  # type: ignore[misc]
+        _should_skip_dynamo = classmethod(lambda _: False)  # nothing is compiled here
+
         def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if any(tensor_type in shared for tensor_type in types):
+            if shared and any(tensor_type in shared for tensor_type in types):
                 return NotImplemented  # then its shards are dispatched here
+            if operator is device_of:
+                return args[0].device
             if operator is arrived:
                 return args[0]  # what it returns for real tensors
             module = module_now()

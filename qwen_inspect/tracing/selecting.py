@@ -55,6 +55,8 @@ def _selecting(recorder: Recorder) -> Any:
         return found.unbind(1)
 
     class Selecting(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
+        _should_skip_dynamo = classmethod(lambda _: False)  # nothing is compiled here
+
         def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             count = selected.get()
             if operator is index_by and count is not None:

@@ -71,6 +71,7 @@ from .selecting import known_selections
 from .steps import train, train_by_engine
 from .towers import with_few_layers
 from .unsloth_loss import TILED_FROM
+from .without_data import fake_mode
 
 AttentionKernel = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated"]
 
@@ -276,9 +277,8 @@ def _fake_model(
 ) -> Any:
     """The model on fake tensors, whole or one rank's shard; enters the fake mode for what follows."""
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    without_data = FakeTensorMode(allow_non_fake_inputs=True)
+    without_data = fake_mode()
     if place is None:
         stack.enter_context(without_data)
         return _build(spec, config, workload, place, recorder, stack)

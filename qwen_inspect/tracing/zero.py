@@ -16,6 +16,7 @@ from ..results.timeline import Allocate, Free, Ready, Timeline
 from ..typed import Any
 from .optimizers import optimizer_of
 from .recorder import Recorder, recording
+from .without_data import fake_mode
 
 ALIGNMENT = 2  # nccl_start_alignment_factor
 REDUCE_BUCKET = 5 * 10**8  # elements; zero/config.py, reduce_bucket_size
@@ -45,12 +46,11 @@ def on_rank(trace: Timeline, place: Place, *, dtype: str, optimizer: str, bucket
     which gradients are reduced.
     """
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
     recorder = Recorder()
     recorder.outside = ROOT
     module = torch.nn.Module().train()
-    with FakeTensorMode(allow_non_fake_inputs=True), recording(recorder, module, ROOT, ()), torch.no_grad():
+    with fake_mode(), recording(recorder, module, ROOT, ()), torch.no_grad():
         rank = _Rank(trace, place, recorder, getattr(torch, dtype), bucket)
         held = rank.run(optimizer)
         recorder.closed = True
