@@ -66,6 +66,12 @@ def document_name(whole: WholeReport) -> str:
     return f"{whole.name}.{whole.request.language}.{whole.request.form}"
 
 
+def refuse_a_file(directory: str) -> None:
+    """UsageError where the directory of reports is something else, before a model is read for it."""
+    if os.path.lexists(directory) and not os.path.isdir(directory):
+        raise UsageError("report_directory", path=directory)
+
+
 def save(whole: WholeReport, directory: str, *, overwrite: bool) -> str:
     """Writes a report's files into `directory`, created if missing; returns the document's path."""
     try:

@@ -13,7 +13,7 @@ from ..results.whole import Expectation, ReportCheck, ReportRequest, WholeReport
 from ..values import dataclass, replace
 from .checks import check, check_all
 from .compiling import compiled
-from .documents import rendered, save
+from .documents import refuse_a_file, rendered, save
 from .expectations import expectations
 
 
@@ -55,6 +55,8 @@ def carry_out(task: Task, access: Access, say: Language) -> Outcome:
     wholes: list[WholeReport] = []
     checks: list[ReportCheck] = []
     saved: list[str] = []
+    if task.directory is not None:
+        refuse_a_file(task.directory)
     if task.request is not None:
         wholes = [compiled(task.request, access, trust_remote_code=task.trust_remote_code)]
     if task.directory is not None and task.action in ("check", "update"):

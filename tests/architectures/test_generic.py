@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -32,8 +33,9 @@ from ..support.caches import generic, predicted_bytes, real_bytes
 from ..support.families import FAMILIES as SMALL_FAMILIES
 from ..support.generic_models import LONG, PUBLISHED, REFUSED, RUN
 from ..support.invoking import Capture, invoke
-from ..support.models import run, write_config
+from ..support.models import write_config
 from ..support.outlines import VARIED
+from ..support.prepared import SHELL, Finished, Prepared
 from ..support.schema import assert_keeps_to_the_schema
 from ..support.small_models import small_config
 
@@ -287,20 +289,28 @@ def test_code_of_a_repository_runs_only_when_it_is_trusted_and_there(tmp_path: P
     named = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
     path = write_config(tmp_path, {**STABLE, "model_type": "own_llama", "auto_map": named})
     environment = {"HF_HOME": str(tmp_path / "home")}
-    assert run("params", tmp_path, env=environment).code == 7
-    assert not list((tmp_path / "home").rglob("*.ran"))
-    trusted = run("params", tmp_path, "--trust-remote-code", "--format", "json", env=environment)
-    assert trusted.code == 0, trusted.err
-    llama = {**STABLE, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    plain = inspect(str(write_config(tmp_path / "plain", llama))).parameters.theory
-    assert json.loads(trusted.out)["parameters"]["theory"] == plain
-    sides = ("compare", tmp_path, tmp_path / "plain", "--trust-remote-code", "--format", "json", "--context", "8")
-    compared = json.loads(run(*sides, env=environment).out)
-    facts = {fact["name"]: fact["values"] for fact in compared["side_by_side"]["facts"]}
-    assert facts["unique"] == [plain, plain]
-    elsewhere = {key: f"someone/else--{name}" for key, name in named.items()}
-    write_config(tmp_path, {**json.loads(path.read_text()), "auto_map": elsewhere})
-    assert run("params", tmp_path, "--trust-remote-code", env=environment).code == 7
+    with Prepared(**environment) as prepared:
+
+        def run_there(*words: str | Path) -> Finished:
+            done = prepared.run([*map(str, words)], {**os.environ, **SHELL, **environment}, None)
+            assert done is not None
+            return done
+
+        assert run_there("params", tmp_path).code == 7
+        assert not list((tmp_path / "home").rglob("*.ran"))
+        trusted = run_there("params", tmp_path, "--trust-remote-code", "--format", "json")
+        assert trusted.code == 0, trusted.err
+        assert list((tmp_path / "home").rglob("*.ran"))
+        llama = {**STABLE, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+        plain = inspect(str(write_config(tmp_path / "plain", llama))).parameters.theory
+        assert json.loads(trusted.out)["parameters"]["theory"] == plain
+        sides = ("compare", tmp_path, tmp_path / "plain", "--trust-remote-code", "--format", "json", "--context", "8")
+        compared = json.loads(run_there(*sides).out)
+        facts = {fact["name"]: fact["values"] for fact in compared["side_by_side"]["facts"]}
+        assert facts["unique"] == [plain, plain]
+        elsewhere = {key: f"someone/else--{name}" for key, name in named.items()}
+        write_config(tmp_path, {**json.loads(path.read_text()), "auto_map": elsewhere})
+        assert run_there("params", tmp_path, "--trust-remote-code").code == 7
 
 
 # --- what is shown

@@ -71,9 +71,9 @@ def test_without_bitsandbytes_it_is_a_range(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_fit_of_it_is_certain(tmp_path: Path) -> None:
-    write_config(
-        tmp_path, {**TINY_QWEN3, "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
-    )
+    quantised = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    small = {"num_hidden_layers": 1, "max_position_embeddings": 66}  # each length that is tried is traced
+    write_config(tmp_path, {**TINY_QWEN3, **small, "quantization_config": quantised})
     shown = run("fit", tmp_path, "--context", "64", "--new-tokens", "2", "--memory", "24GiB", "--format", "json")
     found = json.loads(shown.out)
     assert (shown.code, found["fits"], found["likely"], found["lower_bound_only"]) == (0, True, True, False)

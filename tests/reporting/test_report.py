@@ -6,9 +6,11 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from qwen_inspect.results.whole import ReportRequest, WholeReport
 from qwen_inspect.spec import MoeMlp
 from qwen_inspect.structure.inspect import analyse
 from qwen_inspect.units import parse_size
+from qwen_inspect.values import replace
 
 from ..support.boxes import parsed
 from ..support.documents import CUSTOM_MHA
@@ -57,8 +60,15 @@ QUANTISED = {
 }
 
 
-def whole_of(model: str, **request: Any) -> WholeReport:
-    return compiled(ReportRequest(model=model, **request), Access(offline=True))
+@lru_cache(maxsize=4)
+def compiled_once(model: str) -> WholeReport:
+    return compiled(ReportRequest(model=model), Access(offline=True))
+
+
+def whole_of(model: str, *, language: str = "en", form: str = "md") -> WholeReport:
+    """As `report --check` has it of a model in several languages and forms; a page has images of its own."""
+    request = ReportRequest(model=model, language=language, form=form)
+    return replace(compiled_once(model), request=request) if form != "html" else compiled(request, Access(offline=True))
 
 
 def content_of(whole: WholeReport) -> dict[str, Any]:
@@ -83,12 +93,19 @@ def by_formula(config: Mapping[str, Any], *, model_id: str = "model") -> WholeRe
     )
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    """A directory with the report of Qwen3-0.6B in both languages, as the command line writes it."""
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("written")
     for language in LANGUAGES:
-        done = run("report", "catalog:Qwen/Qwen3-0.6B", "--lang", language, "-o", tmp_path)
+        done = run("report", "catalog:Qwen/Qwen3-0.6B", "--lang", language, "-o", directory)
         assert (done.code, done.out) == (0, "")
+    return directory
+
+
+@pytest.fixture
+def saved(written: Path, tmp_path: Path) -> Path:
+    """A directory with the report of Qwen3-0.6B in both languages, as the command line writes it."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -589,7 +606,9 @@ def test_the_hook_is_what_pre_commit_requires_and_runs(saved: Path) -> None:
     assert hook["args"] == ["-o", "reports"]
 
 
-def test_the_workflow_and_the_lines_to_copy_are_yaml_with_commands_that_exist() -> None:
+def test_the_workflow_and_the_lines_to_copy_are_yaml_with_commands_that_exist(written: Path, tmp_path: Path) -> None:
+    """In a repository with reports of one model."""
+    shutil.copytree(written, tmp_path / "reports")
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "reports.yml").read_text(encoding="utf-8"))
     copied = re.findall(
         r"```yaml\n(.*?)```", (ROOT / "docs" / "reports-and-ci.md").read_text(encoding="utf-8"), re.DOTALL
@@ -604,7 +623,7 @@ def test_the_workflow_and_the_lines_to_copy_are_yaml_with_commands_that_exist() 
     assert len(commands) >= 2
     for command in commands:
         words = shlex.split(command.partition(">>")[0])
-        done = run(*words[words.index("report") :], cwd=ROOT)
+        done = run(*words[words.index("report") :], cwd=tmp_path)
         assert (done.code, done.err) == (0, ""), command
 
 

@@ -21,7 +21,8 @@ FREE = ("QWEN_INSPECT_CACHE", "PYTEST_CURRENT_TEST", "COLUMNS")  # read when the
 SERVER = """
 import gc, json, os, signal, sys, traceback
 import torch, transformers
-import torch._subclasses.fake_tensor, transformers.modeling_utils, transformers.generation.utils
+import torch._dynamo, torch._subclasses.fake_tensor
+import transformers.generation.utils, transformers.masking_utils, transformers.modeling_utils, transformers.quantizers.auto
 from qwen_inspect.cli import script
 gc.collect()
 gc.freeze()  # a collection in a child would copy all of the parent's pages
@@ -63,9 +64,17 @@ class Finished:
 class Prepared:
     """The process that forks, begun with the first command that it can run."""
 
-    def __init__(self) -> None:
-        self._fixed = {**os.environ, **SHELL}
+    def __init__(self, **changes: str) -> None:
+        """changes: variables of its commands' environments that a library reads while it is imported."""
+        self._fixed = {**os.environ, **SHELL, **changes}
         self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Prepared:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.communicate()  # which ends what it reads, and so the process
 
     def run(self, words: list[str], environment: Mapping[str, str], cwd: Path | None) -> Finished | None:
         """None where the command needs a process from the start."""

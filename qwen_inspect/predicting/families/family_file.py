@@ -33,9 +33,19 @@ def dump(family: FamilyTrace) -> bytes:
         outputs, inputs, vectors = request.summed
         return number(requests, (*row, request.use, number(formulas, outputs), number(formulas, inputs), vectors))
 
+    known: dict[int, tuple[object, Any]] = {}  # by identity, with what it is of: segments share their requests
+
+    def once(value: Value, row: Callable[[Value], Any]) -> Any:
+        if id(value) not in known:
+            known[id(value)] = value, row(value)
+        return known[id(value)][1]
+
+    def request_rows(requests: Sequence[Request]) -> tuple[int, ...]:
+        return tuple([once(request, request_row) for request in requests])
+
     def segment_row(part: int, segment: Segment) -> int:
         others = tuple((other.part - part, other.layer, other.number) for other in segment.others)
-        return number(segments, (tuple(map(request_row, segment.requests)), segment.order, others))
+        return number(segments, (once(segment.requests, request_rows), segment.order, others))
 
     variants = [
         {

@@ -34,8 +34,17 @@ def dump(family: ImageTrace) -> bytes:
         row = target.token - at, tuple(target.place)
         return row if target.outer == ONE else (*row, tuple(target.outer))
 
+    known: dict[int, tuple[Token, int]] = {}  # of tokens that request, by identity: programs share them
+
     def token_row(token: Token, at: int) -> int:
         """at: the token's number in its program, from which that of what it frees is counted."""
+        if not token.module:
+            return new_row(token, at)
+        if id(token) not in known:
+            known[id(token)] = token, new_row(token, at)
+        return known[id(token)][1]
+
+    def new_row(token: Token, at: int) -> int:
         turns = (number(sizes, turn) if token.module else target_row(turn, at) for turn in token.turns)
         texts = (token.split, token.module, token.operator, token.use)
         sums = tuple((number(sizes, each.outputs), number(sizes, each.inputs), each.vector) for each in token.sums)
@@ -122,7 +131,7 @@ def _placed(loops: list[tuple[str, int, list[Token]]], rows: list[int]) -> Itera
 def _at(token: Token, at: int) -> Token:
     if token.module:
         return token
-    return Token(tuple([turn._replace(token=turn.token + at) for turn in token.turns]), token.split)
+    return Token(tuple([Target(turn.token + at, *turn[1:]) for turn in token.turns]), token.split)
 
 
 def _variant(entry: Mapping[str, Any], loops: list[tuple[str, int, list[Token]]]) -> ImageVariant:
