@@ -40,6 +40,7 @@ def declare(command: Parser, say: Language) -> None:
         command.add_argument(flag(name), type=values.positive(say), metavar="N", help=say(f"help_ranks_{name}"))
     command.add_argument("--zero-stage", type=values.positive(say), choices=(1, 2, 3), help=say("help_zero_stage"))
     command.add_argument("--offload", action="store_true", help=say("help_offload"))
+    command.add_argument("--deepspeed", action="store_true", help=say("help_deepspeed"))
     command.add_argument("--offload-optimizer", action="store_true", help=say("help_offload_optimizer"))
     command.add_argument("--offload-params", action="store_true", help=say("help_offload_params"))
     command.add_argument("--device-map", choices=("auto",), help=say("help_device_map"))
@@ -106,6 +107,7 @@ def _check_devices(options: Namespace) -> None:
     for option, needed in (
         ("zero_stage", "fsdp"),
         ("offload", "fsdp"),
+        ("deepspeed", "fsdp"),
         ("offload_optimizer", "fsdp"),
         ("offload_params", "fsdp"),
         ("device_memory", "device_map"),
@@ -269,6 +271,7 @@ def _over_devices(report: Report, run: Run, options: Namespace) -> dict[str, Any
             fsdp=options.fsdp or 1,
             zero_stage=options.zero_stage or 3,
             offload=options.offload,
+            deepspeed=options.deepspeed,
             offload_optimizer=options.offload_optimizer,
             offload_params=options.offload_params,
         )

@@ -17,8 +17,9 @@ class Parallelism:
     tensor: matrices are cut. pipeline: layers in stages. expert: whole experts distributed over the ranks of `tensor` and `fsdp`.
     fsdp: each rank has its own batch. zero_stage: what is sharded: 1 optimizer states, 2 gradients and the weights that the
     optimizer updates too, 3 the weights in use too. offload: FSDP2's CPUOffloadPolicy: shards, gradients and optimizer states are
-    in the host's memory. offload_optimizer: DeepSpeed's: optimizer states are there, and the step runs there. offload_params:
-    DeepSpeed's, in stage 3: each rank's part of the weights is there.
+    in the host's memory. deepspeed: DeepSpeed shares the model out in stages 2 and 3 too, whether or not anything is offloaded.
+    offload_optimizer: DeepSpeed's: optimizer states are on the host, and the step runs there. offload_params: DeepSpeed's, in
+    stage 3: each rank's part of the weights is there.
     """
 
     tensor: int = 1
@@ -27,13 +28,15 @@ class Parallelism:
     fsdp: int = 1
     zero_stage: int = 3
     offload: bool = False
+    deepspeed: bool = False
     offload_optimizer: bool = False
     offload_params: bool = False
 
     @property
     def by_deepspeed(self) -> bool:
         """Whether DeepSpeed shares the model out: FSDP2 has no stage 1, and offloads both or nothing."""
-        return self.offload_optimizer or self.offload_params or (self.fsdp > 1 and self.zero_stage == 1)
+        stated = self.deepspeed or self.offload_optimizer or self.offload_params
+        return stated or (self.fsdp > 1 and self.zero_stage == 1)
 
     @property
     def ranks(self) -> int:

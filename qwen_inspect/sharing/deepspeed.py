@@ -23,6 +23,7 @@ ALIGNMENT = 2
 # Defaults of config.py: elements of the buffer in which gradients are reduced, and of the largest parameter that stays gathered.
 REDUCE_BUCKET = 5 * 10**8
 PERSISTENT = 10**5
+GROUP = 10**9  # elements of a rank that step at a time; sub_group_size
 
 # A kind of tensor: shape, dtype, whether it is trained, and how many tensors there are.
 Kind = tuple[tuple[int, ...], "DType | BlockFormat", bool, int]
@@ -40,8 +41,6 @@ def check_deepspeed(how: Parallelism, run: Run) -> None:
         raise UnsupportedError("ranks_offload_accumulate")
     if how.offload_params and (run.mode != "train" or run.optimizer == "none"):
         raise UnsupportedError("ranks_offload_step")
-    if how.zero_stage == 3 and (run.trained or run.frozen):
-        raise UnsupportedError("ranks_deepspeed_frozen")
     if how.offload_params and not how.offload_optimizer and run.optimizer == "adamw_fused":
         raise UnsupportedError("ranks_optimizer", optimizer=run.optimizer)
 
@@ -70,7 +69,7 @@ def deepspeed_bytes(
 
 def _stages_1_and_2(kinds: Sequence[Kind], how: Parallelism, run: Run) -> dict[str, int]:
     """Whole weights in one flat buffer; optimizer states and a float32 copy are shared out. Gradients are those at the end of the
-    backward: whole in stage 1, in stage 2 on the host already.
+    backward: whole in stage 1, in stage 2 shared out too, or on the host already.
 
     Source: stage_1_and_2.py, flatten_dense_tensors_aligned, single_partition_of_fp32_groups
     """
@@ -87,12 +86,15 @@ def _stages_1_and_2(kinds: Sequence[Kind], how: Parallelism, run: Run) -> dict[s
     if how.offload_optimizer and trained:
         on_device, host = _offloaded(trained, padded // how.fsdp)
         optimizer, host = on_device, host + optimizer
-    gradients = sum(count * _bytes(math.prod(shape), dtype) for shape, dtype, count in trained)
+    if how.zero_stage == 1:
+        gradients = sum(count * _bytes(math.prod(shape), dtype) for shape, dtype, count in trained)
+    else:
+        gradients = _bytes(padded // how.fsdp, trained[0][1]) if trained and not how.offload_optimizer else 0
     return {
         "weights": whole + padding,
         "padding": padding,
         "replicated": whole,
-        "gradients": gradients if how.zero_stage == 1 else 0,
+        "gradients": gradients,
         "optimizer": optimizer,
         "host": host,
     }
@@ -119,27 +121,37 @@ def _stage_3(
     Source: stage3.py: lines 782-800 (ipg_buckets, grad_partitions_flat_buffer), 888-1018 (the parts of weights), 1081-1180
     (fp32_partitioned_groups_flat), 1301-1344 (gradients of an optimizer on the host); parameter_offload.py, lines 317-335
     """
-    parts = [(-(-math.prod(shape) // how.fsdp), math.prod(shape), dtype, count) for shape, dtype, _, count in kinds]
-    part = sum(count * _bytes(elements, dtype) for elements, _, dtype, count in parts)
+    parts = [
+        (-(-math.prod(shape) // how.fsdp), math.prod(shape), dtype, is_trained, count)
+        for shape, dtype, is_trained, count in kinds
+    ]
+    part = sum(count * _bytes(elements, dtype) for elements, _, dtype, _, count in parts)
     gathered = sum(
-        count * _bytes(how.fsdp * elements, dtype) for elements, whole, dtype, count in parts if whole <= persistent
+        count * _bytes(how.fsdp * elements, dtype) for elements, whole, dtype, _, count in parts if whole <= persistent
     )
     if how.fsdp == 1 and not how.offload_params:
         gathered = 0  # views of the parts: partition_parameters.py, NoGatherHandle
-    elements = sum(count * elements for elements, _, _, count in parts)
     real = sum(
-        count * _bytes(max(0, min(elements, whole - rank * elements)), dtype) for elements, whole, dtype, count in parts
+        count * _bytes(max(0, min(elements, whole - rank * elements)), dtype)
+        for elements, whole, dtype, _, count in parts
     )
-    copies = _bytes(elements, DType.F32)
+    trained = sum(count * elements for elements, _, _, is_trained, count in parts if is_trained)
+    gradients, copies = _bytes(trained, kinds[0][1]), _bytes(trained, DType.F32)
     states = (1 + STATES[run.optimizer]) * copies
+    if run.optimizer == "adamw_fused" and trained and not how.offload_optimizer:
+        if (
+            trained > GROUP
+        ):  # it counts the steps of each group, of which there are more or fewer with the parameters' order
+            raise UnsupportedError("ranks_optimizer", optimizer=run.optimizer)
+        states += STEP_BYTES
     on_card = 0 if how.offload_params else part
     return {
         "weights": on_card + gathered,
         "padding": 0 if how.offload_params else part - real,
         "replicated": gathered,
-        "gradients": _bytes(bucket, kinds[0][1]) + (0 if how.offload_optimizer else part),
+        "gradients": _bytes(bucket, kinds[0][1]) + (0 if how.offload_optimizer else gradients),
         "optimizer": 0 if how.offload_optimizer else states,
-        "host": part - on_card + (states + copies + part if how.offload_optimizer else 0),
+        "host": part - on_card + (states + copies + gradients if how.offload_optimizer else 0),
     }
 
 

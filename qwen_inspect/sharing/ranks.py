@@ -59,7 +59,8 @@ def with_peaks(shared: RanksReport, report: Report, run: Run) -> RanksReport:
             ranks = tuple(_with_peak(rank, report, run, shared.parallelism) for rank in shared.ranks)
     except (UnavailableError, UnsupportedError) as error:
         return _without_peaks(shared, error.message)
-    assumptions = [Message("assume_ranks_traced_deepspeed" if by_deepspeed else "assume_ranks_traced")]
+    stage_3 = "_3" if shared.parallelism.zero_stage == 3 else ""
+    assumptions = [Message(f"assume_ranks_traced_deepspeed{stage_3}" if by_deepspeed else "assume_ranks_traced")]
     if shared.parallelism.fsdp > 1 and not by_deepspeed:
         assumptions.append(Message("assume_ranks_streams"))
     return replace(shared, ranks=ranks, assumptions=(*shared.assumptions, *assumptions))
@@ -153,7 +154,9 @@ def _assumptions(how: Parallelism, run: Run) -> list[Message]:
             assumptions.append(Message("assume_ranks_offload_clip"))
     if how.by_deepspeed:
         assumptions.append(Message("assume_ranks_batch"))
-        assumptions.append(Message(f"assume_{'zero' if how.zero_stage == 1 else 'deepspeed'}_{how.zero_stage}"))
+        on_card = "_on_card" if how.zero_stage == 2 and not how.offload_optimizer else ""
+        by = "zero" if how.zero_stage == 1 else "deepspeed"
+        assumptions.append(Message(f"assume_{by}_{how.zero_stage}{on_card}"))
         if how.offload_optimizer:
             assumptions.append(Message(f"assume_ranks_offload_optimizer{'_3' if how.zero_stage == 3 else ''}"))
         if how.offload_params:

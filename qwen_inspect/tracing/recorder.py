@@ -202,8 +202,8 @@ class Recorder:
             self.recording = before
 
     @contextmanager
-    def named(self, operator: str, module: str | None = None) -> Iterator[None]:
-        """Records allocations made inside under this operator and module."""
+    def named(self, operator: str | None, module: str | None = None) -> Iterator[None]:
+        """Records allocations made inside under this operator and module; None: under those that make them."""
         self.operator, self.owner = operator, module
         try:
             yield

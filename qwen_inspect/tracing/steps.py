@@ -93,10 +93,11 @@ def train_by_engine(
     *,
     steps: int,
     accumulate: int,
+    last_alone: bool = True,
 ) -> object:
     """`train` with DeepSpeed's engine, without its optimizer: gradients go as the stage "optimizer" begins.
 
-    reduced: called where the engine reduces the gradients of the step's last backward.
+    reduced: called where the engine reduces the gradients of the step's last backward, or of every one. last_alone: which.
 
     The loop is `loss = engine(**inputs, labels=labels).loss; engine.backward(loss); engine.step()`. Source: DeepSpeed 0.19.8,
     runtime/engine.py, DeepSpeedEngine.backward; runtime/fp16/loss_scaler.py, scale_loss
@@ -109,7 +110,9 @@ def train_by_engine(
             labels = labels_of(model, inputs["input_ids"])
             loss = model(**inputs, labels=labels, use_cache=False).loss
             stage("backward")
-            _backward_by_engine(loss, accumulate, reduced if number == accumulate - 1 else lambda: None)
+            _backward_by_engine(
+                loss, accumulate, reduced if not last_alone or number == accumulate - 1 else lambda: None
+            )
         stage("optimizer")
         for parameter in model.parameters():
             parameter.grad = None

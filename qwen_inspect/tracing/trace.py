@@ -15,6 +15,7 @@ import gc
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
+from functools import partial
 
 from ..architectures.generic.building import as_loaded
 from ..architectures.patterns import search, selects
@@ -65,6 +66,9 @@ from .one_rank import (
 )
 from .one_row import one_row
 from .optimizers import move_tables, optimizer_of, page
+from .optimizers import optimizer_of, page, to_device
+from .partitioned import Partitioning
+from .partitioned_modules import linear_without_weight
 from .recorder import Recorder, recording
 from .scoring import score
 from .selecting import known_selections
@@ -72,6 +76,7 @@ from .steps import train, train_by_engine
 from .towers import with_few_layers
 from .unsloth_loss import TILED_FROM
 from .without_data import fake_mode
+from .zero_3 import Partitioned
 
 AttentionKernel = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated"]
 
@@ -100,6 +105,7 @@ class TraceRequest:
     few_chunks: of `train` too, linear attention's loop over the prompt ends after CHUNK_TURNS turns.
     tiled_from: as in `unsloth_loss`.
     by_deepspeed: of `train`, DeepSpeed's engine runs the forward and the backward; its optimizer is left out (`zero.on_rank`).
+    partitioned: of `by_deepspeed`, stage 3 on one rank, with its optimizer.
     """
 
     mode: Mode
@@ -130,6 +136,7 @@ class TraceRequest:
     few_chunks: bool = False
     tiled_from: int = TILED_FROM
     by_deepspeed: bool = False
+    partitioned: Partitioning | None = None
 
     @property
     def prepared(self) -> bool:
@@ -205,7 +212,11 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             model = _fake_model(spec, config, workload, place, recorder, stack)
             if workload.media is not None and workload.mode == "train":
                 refuse_a_trained_tower(model)
-            run = _runs(model, spec, workload)
+            partitioned = None
+            if workload.partitioned is not None:
+                partitioned = Partitioned(model, workload.partitioned, recorder)
+                stack.enter_context(replaced([(torch.nn.functional, "linear", linear_without_weight())]))
+            run = _runs(model, spec, workload, partitioned)
             labelled = workload.loop.labelled_tokens(workload.batch, workload.prompt_tokens)
             fuse_loss(model, workload.loop, labelled, workload.tiled_from)
             if workload.mode != "train" or workload.few_chunks:
@@ -220,11 +231,13 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             if workload.static_tokens is None:
                 stack.enter_context(known_selections(model, recorder))
             recorder.stage("load")
+            if partitioned is not None:
+                partitioned.load()
             _load(model, recorder, spec.class_name)
             if workload.mode != "train":  # training's backward runs outside autocast
                 stack.enter_context(autocast(workload.autocast, "cpu"))
             alive = run(model, workload, recorder)
-            if place is None:
+            if place is None and partitioned is None:
                 recorder.rename(model.parameters(), "parameter")
             recorder.closed = True
             del alive
@@ -388,7 +401,9 @@ def _load(model: Any, recorder: Recorder, root: str) -> None:
 # --- the runs
 
 
-def _runs(model: Any, spec: ModelSpec, workload: TraceRequest) -> Callable[[Any, TraceRequest, Recorder], object]:
+def _runs(
+    model: Any, spec: ModelSpec, workload: TraceRequest, partitioned: Partitioned | None
+) -> Callable[[Any, TraceRequest, Recorder], object]:
     parameters = inspect.signature(model.forward).parameters
     if workload.padded and "attention_mask" not in parameters:
         raise UnsupportedError("trace_no_mask", class_name=spec.class_name)
@@ -401,7 +416,7 @@ def _runs(model: Any, spec: ModelSpec, workload: TraceRequest) -> Callable[[Any,
         case "train" if workload.scored:
             return score
         case "train" if headed and workload.by_deepspeed:
-            return _train_by_deepspeed
+            return partial(_train_by_deepspeed, partitioned=partitioned)
         case "train" if headed:
             return _train
         case "forward":
@@ -638,20 +653,29 @@ def _train(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
     )
 
 
-def _train_by_deepspeed(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(recorder.gradient)
+def _train_by_deepspeed(
+    model: Any, workload: TraceRequest, recorder: Recorder, *, partitioned: Partitioned | None
+) -> object:
+    if partitioned is None:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(recorder.gradient)
 
     def stage(name: str) -> None:
+        first = len(recorder.stages) == 1
         recorder.stage(name)
+        if first and partitioned is not None:
+            partitioned.make_states()
         recorder.outside = "inputs" if name == "forward" else name
+        if name == "optimizer" and partitioned is not None:
+            partitioned.step()
 
     return train_by_engine(
         model,
         lambda: _inputs(model, workload),
         stage,
-        recorder.reduced,
+        recorder.reduced if partitioned is None else partitioned.reduced,
+        last_alone=partitioned is None,
         steps=workload.steps,
         accumulate=workload.accumulate,
     )

@@ -17,6 +17,7 @@ from ..typed import Any
 from .optimizers import optimizer_of
 from .recorder import Recorder, recording
 from .without_data import fake_mode
+from .zero_norms import clip, combined, is_invalid, is_not_finite
 
 ALIGNMENT = 2  # nccl_start_alignment_factor
 REDUCE_BUCKET = 5 * 10**8  # elements; zero/config.py, reduce_bucket_size
@@ -285,7 +286,7 @@ class _Rank:
         own = self.part_of(parameter)
         assert own is not None
         self.norms.append(parameter.gradient.view(-1).narrow(0, *own).to(torch.double).norm(2))
-        _is_not_finite(parameter.gradient)
+        is_not_finite(parameter.gradient)
         parameter.gradient.view(-1).narrow(0, *own).to(torch.float32)
         parameter.gradient = None
 
@@ -326,7 +327,7 @@ class _Rank:
             del overflow
         norm = self._norm()
         if self.dtype != torch.float32:
-            _is_invalid(norm)
+            is_invalid(norm)
         self.norm, before = norm / 1.0, self.norm
         self._step_on_part(norm)
         del before
@@ -337,11 +338,11 @@ class _Rank:
 
         count = torch.zeros([1], dtype=torch.float)
         for gradient in self.averaged:
-            count += _is_not_finite(gradient)
+            count += is_not_finite(gradient)
         return count.bool()
 
     def _norm(self) -> Any:
-        """Source: scaled_global_norm, get_grad_norm_direct, mask_nan_or_inf_with_val_inplace, combine_grad_norm_groups"""
+        """Source: scaled_global_norm, get_grad_norm_direct, mask_nan_or_inf_with_val_inplace"""
         import torch
 
         norms = []
@@ -353,10 +354,7 @@ class _Rank:
         invalid = undefined.logical_or(infinite)
         total.masked_fill_(invalid, torch.tensor(-1.0, dtype=torch.float))
         del norms, infinite, undefined, invalid
-        stacked = torch.stack([total])
-        invalid = (~torch.isfinite(stacked) | (stacked < 0)).any()
-        combined = torch.linalg.vector_norm(stacked, ord=2)
-        return torch.where(invalid, torch.full_like(combined, math.inf), combined)
+        return combined([total])
 
     def _step_on_part(self, norm: Any) -> None:
         import torch
@@ -369,32 +367,9 @@ class _Rank:
         del flat
         self.master.grad = part
         self.averaged.clear()
-        self._clip(part, norm)
+        is_invalid(norm)
+        clip(part, norm)
         self.recorder.outside = OPTIMIZER
         self.optimizer.step()
         self.recorder.outside = ROOT
         self.master.grad = None
-
-    def _clip(self, part: Any, norm: Any) -> None:
-        """Source: unscale_and_clip_grads"""
-        import torch
-
-        _is_invalid(norm)
-        clip = ((norm / 1.0) + 1e-6) / 1.0
-        clip = torch.clamp(clip, min=1.0)
-        scale = clip * 1.0
-        part.mul_(1.0 / scale)
-
-
-def _is_not_finite(tensor: Any) -> Any:
-    """Source: runtime/utils.py, has_inf_or_nan"""
-    import torch
-
-    return torch.isfinite(tensor.amax()).logical_and(torch.isfinite(tensor.amin())).logical_not()
-
-
-def _is_invalid(norm: Any) -> None:
-    """Source: runtime/utils.py, is_invalid_grad_norm"""
-    import torch
-
-    (~torch.isfinite(norm) | (norm < 0)).any()

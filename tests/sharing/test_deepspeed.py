@@ -18,8 +18,9 @@ from qwen_inspect.results.training import loop_of
 from qwen_inspect.sharing.deepspeed_peaks import check_peaks
 from qwen_inspect.sharing.ranks import ranks_report, with_peaks
 from qwen_inspect.structure.inspect import inspect
+from qwen_inspect.tracing.partitioned import Partitioning
 from qwen_inspect.tracing.trace import TraceRequest, trace
-from qwen_inspect.tracing.zero import OPTIMIZER, on_rank
+from qwen_inspect.tracing.zero import OPTIMIZER, ROOT, on_rank
 
 from ..support.deepspeed_runs import BATCH, DEFAULT_BUCKET, JOBS, PROMPT, STEPS, Job, recorded, run, unpacked
 from ..support.following import Change, follow
@@ -27,13 +28,22 @@ from ..support.following import Run as Following
 from ..support.real_training import STEP_COUNTER_BYTES, on_cpu
 from ..support.shared_models import QWEN3
 
+# What stage 3's settings are called in `Partitioning`.
+SETTINGS = {
+    "param_persistence_threshold": "persistent",
+    "prefetch_bucket_size": "ahead",
+    "max_reuse_distance": "reuse",
+    "max_live_parameters": "live",
+    "sub_group_size": "group",
+}
+
 
 def how_of(job: Job) -> Parallelism:
-    return Parallelism(fsdp=job.ranks, zero_stage=job.stage, offload_optimizer=job.offloaded)
+    return Parallelism(fsdp=job.ranks, zero_stage=job.stage, deepspeed=True, offload_optimizer=job.offloaded)
 
 
 @cache
-def whole(job: Job) -> Timeline:
+def traced(job: Job, partitioned: Partitioning | None = None) -> Timeline:
     request = TraceRequest(
         mode="train",
         batch=BATCH,
@@ -45,23 +55,38 @@ def whole(job: Job) -> Timeline:
         optimizer="none",
         device="cpu",
         by_deepspeed=True,
+        partitioned=partitioned,
     )
     return trace(architecture_of(job.config).spec, job.config, request)
 
 
-def steps_of(job: Job, rank: int) -> list[Event]:
-    """What the rank takes and gives back, without what DeepSpeed has made before."""
-    place = Place(how=how_of(job), rank=rank)
-    found = on_cpu(on_rank(whole(job), place, dtype=job.config["dtype"], optimizer=job.optimizer, bucket=job.bucket))
-    (first, *rest) = found
-    assert len(first) > 1
-    assert first[2] == OPTIMIZER
-    return rest
+def of_rank(job: Job, rank: int) -> Timeline:
+    if job.stage < 3:
+        place = Place(how=how_of(job), rank=rank)
+        return on_rank(traced(job), place, dtype=job.config["dtype"], optimizer=job.optimizer, bucket=job.bucket)
+    partitioning = Partitioning(
+        ranks=job.ranks,
+        rank=rank if job.offloaded else 0,  # else ranks make the same requests
+        optimizer=job.optimizer,
+        accumulate=job.accumulate,
+        offload_optimizer=job.offloaded,
+        bucket=job.bucket,
+        **{SETTINGS[key]: value for key, value in job.zero},
+    )
+    return traced(job, partitioning)
+
+
+def parted(job: Job, rank: int) -> tuple[int, list[Event]]:
+    """Bytes that DeepSpeed has made before the run, weights and buffers apart, and what the rank takes and gives back then."""
+    found = on_cpu(of_rank(job, rank))
+    begins = next(place for place, event in enumerate(found) if len(event) > 1 and event[2] == "inputs")
+    assert found[0][2] == (ROOT if job.stage == 3 and job.offloaded else OPTIMIZER)  # type: ignore[misc]
+    return sum(event[1] for event in found[:begins] if len(event) > 1), found[begins:]
 
 
 def real(job: Job, rank: int) -> Following:
     changes = [Change(*change) for change in unpacked(recorded()[job.name][str(rank)])]
-    return follow(changes, steps_of(job, rank), Following({}, {}, {}))
+    return follow(changes, parted(job, rank)[1], Following({}, {}, {}))
 
 
 CASES = [(job, rank) for job in JOBS for rank in sorted({0, job.ranks - 1})]
@@ -91,22 +116,23 @@ def told(job: Job, directory: Path, **changes: Any) -> RanksReport:
     return with_peaks(ranks_report(report, run, how_of(job)), report, run)
 
 
-DEFAULTS = [job for job in JOBS if job.bucket == DEFAULT_BUCKET]
+DEFAULTS = [job for job in JOBS if job.bucket == DEFAULT_BUCKET and not job.zero]
 
 
 @pytest.mark.parametrize("job", DEFAULTS, ids=lambda job: job.name)
 def test_the_peak_that_is_told_is_deepspeeds(job: Job, tmp_path: Path) -> None:
     """What it held before the run, weights, buffers and the optimizer's, and the most that it took in addition."""
     found = told(job, tmp_path)
-    of_rank = {rank: group for group in found.ranks for rank in group.ranks}
-    assert sorted(of_rank) == list(range(job.ranks))
+    group_of = {rank: group for group in found.ranks for rank in group.ranks}
+    assert sorted(group_of) == list(range(job.ranks))
     for rank in sorted({0, job.ranks - 1}):
-        one = of_rank[rank]
+        one = group_of[rank]
         assert one.peak is not None
-        first = on_cpu(
-            on_rank(whole(job), Place(how=how_of(job), rank=rank), dtype=job.config["dtype"], optimizer=job.optimizer)
-        )[0]
-        before = one.weights + one.buffers + first[1]  # type: ignore[misc]
+        before = recorded()[job.name][str(rank)]["held"]
+        if job.stage < 3:
+            before = one.weights + one.buffers + parted(job, rank)[0]
+        else:  # what is gathered to stay is gathered in the run
+            assert before == one.weights - one.replicated + one.buffers + parted(job, rank)[0]
         assert one.peak.allocated == before + real(job, rank).real_peak_bytes
         assert one.peak_reserved is None
 
@@ -116,8 +142,7 @@ def test_the_peak_that_is_told_is_deepspeeds(job: Job, tmp_path: Path) -> None:
     [
         ({"mode": "generate"}, Parallelism(fsdp=2, zero_stage=1), "train"),
         ({"optimizer": "none"}, Parallelism(fsdp=2, zero_stage=1), "train"),
-        ({}, Parallelism(fsdp=2, offload_optimizer=True), "3"),
-        ({}, Parallelism(fsdp=2, offload_params=True), "3"),
+        ({}, Parallelism(fsdp=2, offload_params=True), "params"),
         ({"lora_rank": 8}, Parallelism(fsdp=2, zero_stage=2, offload_optimizer=True), "adapters"),
         ({"loop": loop_of("trainer")}, Parallelism(fsdp=2, zero_stage=1), "loop"),
         ({"loop": loop_of(None, keep_logits=True)}, Parallelism(fsdp=2, zero_stage=1), "loop"),
@@ -144,6 +169,6 @@ def test_float16_which_deepspeed_does_not_take_on_cpu_has_no_peak(tmp_path: Path
 def test_deepspeed_still_does_what_is_recorded(job: Job) -> None:
     pytest.importorskip("deepspeed")
     found = run(job)
-    for rank, changes in found.items():
+    for rank, (changes, _) in found.items():
         sizes = [size for size, _, _ in unpacked(recorded()[job.name][str(rank)])]
         assert [change[0] for change in changes] == sizes

@@ -352,7 +352,7 @@ def test_a_class_whose_cache_cannot_be_shared_with_certainty_has_an_unknown_one(
         ("--fsdp 1 --offload --mode train", 7),
         ("--fsdp 2 --zero-stage 1 --offload --mode train", 7),
         ("--offload-optimizer --mode train", 2),
-        ("--fsdp 2 --offload-optimizer --mode train --trained norm", 7),
+        ("--deepspeed --mode train", 2),
         ("--fsdp 2 --offload-params --mode train --dtype float32", 7),
         ("--fsdp 2 --zero-stage 2 --offload-params --mode train", 7),
         ("--fsdp 2 --offload --offload-params --mode train", 7),

@@ -1,6 +1,7 @@
 """Run as a module: small models of random weights, really trained by DeepSpeed, and every request for memory.
 
-Writes tests/recordings/deepspeed.json.gz, or the file that is given. Needs what no test needs: DeepSpeed 0.19.8, on CPU
+Adds to tests/recordings/deepspeed.json.gz, or to the file that is given, the runs that are not in it. Needs what no test needs:
+DeepSpeed 0.19.8, on CPU
 (`DS_BUILD_OPS=0 pip install deepspeed`, and DS_ACCELERATOR=cpu while it runs).
 """
 
@@ -29,7 +30,8 @@ DEFAULT_BUCKET = 5 * 10**8
 
 @dataclass(frozen=True)
 class Job:
-    """A training run. bucket: reduce_bucket_size. frozen: what a parameter's name has in it that is not trained."""
+    """A training run. bucket: reduce_bucket_size. frozen: what a parameter's name has in it that is not trained. zero: further
+    settings of stage 3, without "stage3_"."""
 
     ranks: int
     stage: int
@@ -40,6 +42,7 @@ class Job:
     accumulate: int = 1
     checkpointing: bool = False
     frozen: str = ""
+    zero: tuple[tuple[str, int], ...] = ()
     changes: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -48,10 +51,18 @@ class Job:
 
     @property
     def name(self) -> str:
-        shown = [f"{key} {value}" for key, value in sorted(vars(self).items()) if key != "changes"]
-        return ", ".join([*shown, *(f"{key} {value}" for key, value in self.changes)])
+        shown = [f"{key} {value}" for key, value in sorted(vars(self).items()) if key not in ("changes", "zero")]
+        return ", ".join([*shown, *(f"{key} {value}" for key, value in (*self.zero, *self.changes))])
 
 
+# Of stage 3: nearly all parameters are let go of, and gathered ahead a few at a time.
+SMALL = (
+    ("param_persistence_threshold", 100),
+    ("prefetch_bucket_size", 10_000),
+    ("max_reuse_distance", 20_000),
+    ("max_live_parameters", 40_000),
+    ("sub_group_size", 15_000),
+)
 # Parameters have up to 8,384 numbers: some fill a bucket of 5,000 alone, and some of them belong to two ranks.
 JOBS = (
     Job(ranks=4, stage=1, bucket=5_000),
@@ -63,12 +74,24 @@ JOBS = (
     Job(ranks=2, stage=1, offloaded=True, bucket=20_000, frozen="k_proj"),
     Job(ranks=2, stage=1, optimizer="sgd", changes=(("dtype", "float32"),)),
     Job(ranks=1, stage=1, offloaded=True, changes=(("dtype", "float32"),)),
-)
+    Job(ranks=2, stage=3),
+    Job(ranks=2, stage=3, bucket=20_000, zero=SMALL),
+    Job(
+        ranks=2, stage=3, bucket=10_000, zero=SMALL,
+        model="qwen3 tied", optimizer="adamw_fused", accumulate=2, checkpointing=True,
+    ),
+    Job(ranks=4, stage=3, offloaded=True),
+    Job(ranks=4, stage=3, bucket=20_000, zero=SMALL, model="qwen3 tied", offloaded=True, accumulate=3),
+    Job(ranks=1, stage=3, zero=SMALL, optimizer="adamw_for_loop"),
+    Job(ranks=2, stage=3, bucket=20_000, zero=SMALL, model="qwen3_moe", optimizer="sgd"),
+    Job(ranks=4, stage=3, bucket=20_000, zero=SMALL, frozen="k_proj"),
+)  # fmt: skip
 
 
 def configuration(job: Job) -> dict[str, Any]:
     """DeepSpeed's, with its defaults but for the bucket."""
     stage: dict[str, Any] = {"stage": job.stage, "reduce_bucket_size": job.bucket}
+    stage |= {key if key == "sub_group_size" else f"stage3_{key}": value for key, value in job.zero}
     if job.offloaded:
         stage["offload_optimizer"] = {"device": "cpu"}
     return {
@@ -83,25 +106,74 @@ def configuration(job: Job) -> dict[str, Any]:
 
 @contextmanager
 def steps_on_host(optimizer: Any) -> Iterator[None]:
-    """Of an optimizer on the host, all that its step takes is taken there, though both are the same memory here."""
+    """Of an optimizer on the host, all that its step takes is taken there, though both are the same memory here.
+
+    In stage 3 only a part of DeepSpeed's step is on the host, and gradients that come back from it are copied, as on a card.
+    """
     from torch.profiler import record_function
 
     from qwen_inspect.tracing.kernels import replaced
 
     from .distributed_runs import HOST
 
-    step = type(optimizer).step
+    def on_host(owner: Any, name: str) -> tuple[Any, str, Any]:
+        function = getattr(owner, name)
 
-    def on_host(*arguments: Any, **options: Any) -> Any:
+        def named(*arguments: Any, **options: Any) -> Any:
+            with record_function(HOST):
+                return function(*arguments, **options)
+
+        return owner, name, named
+
+    found = type(optimizer)
+    if "Stage3" not in found.__name__:
+        with replaced([on_host(found, "step")]):
+            yield
+        return
+    import torch
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime.zero import stage3
+
+    moved, host = torch.Tensor.to, optimizer.grad_partitions_flat_buffer.untyped_storage().data_ptr()
+
+    def is_on_host(tensor: Any) -> bool:
+        return bool(tensor.untyped_storage().data_ptr() == host)
+
+    def to(tensor: Any, *arguments: Any, **options: Any) -> Any:
+        return moved(tensor, *arguments, **(options | {"copy": True} if is_on_host(tensor) else options))
+
+    def to_host(tensor: Any) -> Any:
         with record_function(HOST):
-            return step(*arguments, **options)
+            return tensor.clone()
 
-    with replaced([(type(optimizer), "step", on_host)]):
+    methods = ("unscale_and_clip_grads", "_optimizer_step", "_reassign_or_swap_out_partitioned_parameters")
+    with replaced(
+        [
+            *(on_host(found, name) for name in methods),
+            *(on_host(stage3, name) for name in ("combine_grad_norm_groups", "is_invalid_grad_norm")),
+            (torch.Tensor, "to", to),
+            (torch.Tensor, "cpu", to_host),
+            (get_accelerator(), "on_accelerator", lambda tensor: not is_on_host(tensor)),
+        ]
+    ):
         yield
 
 
-def trained(job: Job) -> list[Any]:
-    """What this rank takes and gives back in STEPS steps."""
+def held(engine: Any, optimizer: Any) -> int:
+    """Bytes of the storages that stage 3 has made before a run: parts of weights, buffers, gradients."""
+    tensors = [
+        *(parameter.ds_tensor for parameter in engine.module.parameters()),
+        *engine.module.buffers(),
+        *(optimizer.fp32_partitioned_groups_flat if not optimizer.offload_optimizer else ()),
+        *([optimizer.grad_partitions_flat_buffer] if not optimizer.offload_optimizer else ()),
+        *(bucket.buffer for bucket in optimizer.ipg_buckets.values()),
+    ]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def trained(job: Job) -> tuple[list[Any], int | None]:
+    """What this rank takes and gives back in STEPS steps; what it held before, of stage 3."""
     import deepspeed
     import torch
     import transformers
@@ -132,13 +204,28 @@ def trained(job: Job) -> list[Any]:
                 engine.step()
         return loss
 
+    before = held(engine, optimizer) if job.stage == 3 else None
     gc.disable()
     with ExitStack() as stack:
         if job.offloaded:
             stack.enter_context(steps_on_host(optimizer))
         changes = followed(steps)
     gc.enable()
-    return of_device(changes) if job.offloaded else changes
+    changes = unpacked_products(changes)
+    return (of_device(changes) if job.offloaded else changes), before
+
+
+def unpacked_products(changes: list[Any]) -> list[Any]:
+    """Without what a matrix product takes and gives back within itself, which can be as large as its result."""
+    kept: list[Any] = []
+    for size, address, operators in changes:
+        if size < 0 and kept and operators and operators[-1] in ("aten::mm", "aten::addmm", "aten::bmm"):
+            place = max((at for at, change in enumerate(kept) if change[1] == address), default=-1)
+            if place >= 0 and kept[place] == (-size, address, operators):
+                del kept[place]
+                continue
+        kept.append((size, address, operators))
+    return kept
 
 
 def rank_of(rank: int, job: Job, directory: Path) -> None:
@@ -154,8 +241,8 @@ def rank_of(rank: int, job: Job, directory: Path) -> None:
     dist.destroy_process_group()
 
 
-def run(job: Job) -> dict[int, list[Any]]:
-    """The requests of the first rank and of the last."""
+def run(job: Job) -> dict[int, Any]:
+    """The requests of the first rank and of the last, and what each held before."""
     import torch.multiprocessing
 
     with tempfile.TemporaryDirectory() as directory:
@@ -164,8 +251,9 @@ def run(job: Job) -> dict[int, list[Any]]:
         return {rank: json.loads((Path(directory) / f"{rank}.json").read_text()) for rank in ranks}
 
 
-def packed(changes: list[Any]) -> dict[str, Any]:
+def packed(found: tuple[list[Any], int | None]) -> dict[str, Any]:
     """With each tuple of operators once, and small addresses."""
+    changes, before = found
     operators: dict[tuple[str, ...], int] = {}
     addresses: dict[int, int] = {}
     rows = [
@@ -176,7 +264,7 @@ def packed(changes: list[Any]) -> dict[str, Any]:
         )
         for size, address, names in changes
     ]
-    return {"operators": list(operators), "changes": rows}
+    return {"operators": list(operators), "changes": rows, "held": before}
 
 
 def unpacked(content: dict[str, Any]) -> list[tuple[int, int, tuple[str, ...]]]:
@@ -184,9 +272,9 @@ def unpacked(content: dict[str, Any]) -> list[tuple[int, int, tuple[str, ...]]]:
     return [(size, address, operators[which] if which >= 0 else ()) for size, address, which in content["changes"]]
 
 
-def recorded() -> dict[str, dict[str, Any]]:
+def recorded(file: Path = RECORDING) -> dict[str, dict[str, Any]]:
     """By the job's name, by the rank."""
-    found: dict[str, dict[str, Any]] = json.loads(gzip.decompress(RECORDING.read_bytes()))
+    found: dict[str, dict[str, Any]] = json.loads(gzip.decompress(file.read_bytes()))
     return found
 
 
@@ -197,8 +285,11 @@ def main(target: Path) -> None:
     importlib.import_module("torch._dynamo")  # before the processes fork
     deepspeed.logger.setLevel("ERROR")
     transformers.logging.set_verbosity_error()
-    runs = {job.name: {rank: packed(changes) for rank, changes in run(job).items()} for job in JOBS}
-    target.write_bytes(gzip.compress(json.dumps(runs, separators=(",", ":")).encode(), mtime=0))
+    runs = recorded(target) if target.exists() else {}
+    for job in JOBS:
+        if job.name not in runs:
+            runs[job.name] = {str(rank): packed(found) for rank, found in run(job).items()}
+            target.write_bytes(gzip.compress(json.dumps(runs, separators=(",", ":")).encode(), mtime=0))
 
 
 if __name__ == "__main__":

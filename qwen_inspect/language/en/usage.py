@@ -20,6 +20,7 @@ TEXT = {
     "help_ranks_ep": "ranks that each hold some experts whole (with --tp or --fsdp, over their ranks)",
     "help_ranks_fsdp": "ranks that share weights, gradients and optimizer states by FSDP2, each with a batch of its own",
     "help_zero_stage": "with --fsdp: 1 shares the optimizer's states alone, 2 keeps gathered weights for the backward, 3 gathers them again (default: 3)",
+    "help_deepspeed": "with --fsdp: DeepSpeed's ZeRO in place of FSDP2 in --zero-stage 2 and 3; stage 1 is always DeepSpeed's",
     "help_offload_optimizer": "with --fsdp: DeepSpeed's offload_optimizer to the CPU in --zero-stage 1, 2 or 3, which keeps optimizer states in the host's memory",
     "help_offload_params": "with --fsdp and --zero-stage 3: DeepSpeed's offload_param to the CPU, which keeps each rank's part of the weights in the host's memory",
     "help_offload": "with --fsdp: FSDP2's CPUOffloadPolicy, which keeps shards, gradients and optimizer states in the host's memory",

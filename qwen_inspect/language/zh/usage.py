@@ -20,6 +20,7 @@ TEXT = {
     "help_ranks_ep": "各自持有若干完整专家的 rank 数（与 --tp 或 --fsdp 合用时分布在它们的 rank 上）",
     "help_ranks_fsdp": "用 FSDP2 分摊权重、梯度与优化器状态的 rank 数，每个 rank 各有自己的批次",
     "help_zero_stage": "与 --fsdp 合用：1 只分摊优化器状态，2 聚合后的权重保留到反向，3 反向时重新聚合（默认 3）",
+    "help_deepspeed": "与 --fsdp 合用：--zero-stage 2 和 3 用 DeepSpeed 的 ZeRO 代替 FSDP2；第 1 阶段始终是 DeepSpeed",
     "help_offload_optimizer": "与 --fsdp 合用：DeepSpeed 的 offload_optimizer（CPU，--zero-stage 1、2 或 3），把优化器状态放在主机内存",
     "help_offload_params": "与 --fsdp 和 --zero-stage 3 合用：DeepSpeed 的 offload_param（CPU），把各 rank 负责的权重分片放在主机内存",
     "help_offload": "与 --fsdp 合用：FSDP2 的 CPUOffloadPolicy，把分片、梯度与优化器状态放在主机内存",

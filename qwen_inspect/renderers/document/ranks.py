@@ -31,6 +31,8 @@ def described(how: Parallelism, say: Language) -> str:
     named = [f"{name} {ranks}" for name, ranks in degrees if ranks > 1]
     if how.fsdp > 1 or how.by_deepspeed:
         named.append(f"ZeRO {how.zero_stage}")
+    if how.deepspeed:
+        named.append("DeepSpeed")
     if how.offload:
         named.append(say("offloaded"))
     if how.offload_optimizer:

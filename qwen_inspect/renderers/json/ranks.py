@@ -20,6 +20,8 @@ class DegreesJSON(TypedDict):
     zero_stage: Annotated[int, Keywords(enum=[1, 2, 3])] | None
     offload: bool
     """Whether FSDP2's CPUOffloadPolicy keeps shards, gradients and optimizer states in the host's memory."""
+    deepspeed: bool
+    """Whether DeepSpeed shares the model out: always in stage 1, and where it offloads."""
     offload_optimizer: bool
     """Whether DeepSpeed keeps optimizer states in the host's memory."""
     offload_params: bool
@@ -92,6 +94,7 @@ def degrees_content(ranks: RanksReport | None) -> DegreesJSON:
         "fsdp": how.fsdp if how else 1,
         "zero_stage": how.zero_stage if how and (how.fsdp > 1 or how.by_deepspeed) else None,
         "offload": how is not None and how.offload,
+        "deepspeed": how is not None and how.by_deepspeed,
         "offload_optimizer": how is not None and how.offload_optimizer,
         "offload_params": how is not None and how.offload_params,
     }
