@@ -41,6 +41,8 @@ def check_deepspeed(how: Parallelism, run: Run) -> None:
         raise UnsupportedError("ranks_offload_accumulate")
     if how.offload_params and (run.mode != "train" or run.optimizer == "none"):
         raise UnsupportedError("ranks_offload_step")
+    if run.lora_rank is not None and (run.dora or run.lora_parameters or run.saved_modules):
+        raise UnsupportedError("ranks_deepspeed_adapters")
     if how.offload_params and not how.offload_optimizer and run.optimizer == "adamw_fused":
         raise UnsupportedError("ranks_optimizer", optimizer=run.optimizer)
 
@@ -86,14 +88,17 @@ def _stages_1_and_2(kinds: Sequence[Kind], how: Parallelism, run: Run) -> dict[s
     if how.offload_optimizer and trained:
         on_device, host = _offloaded(trained, padded // how.fsdp)
         optimizer, host = on_device, host + optimizer
+    own = sum(count * _bytes(math.prod(shape), dtype) for shape, dtype, count in trained)
+    adapters = own if run.lora_rank is not None else 0
     if how.zero_stage == 1:
-        gradients = sum(count * _bytes(math.prod(shape), dtype) for shape, dtype, count in trained)
+        gradients = own
     else:
         gradients = _bytes(padded // how.fsdp, trained[0][1]) if trained and not how.offload_optimizer else 0
     return {
-        "weights": whole + padding,
-        "padding": padding,
-        "replicated": whole,
+        "weights": whole - adapters + (0 if adapters else padding),
+        "padding": 0 if adapters else padding,
+        "replicated": whole - adapters,
+        "adapters": adapters + padding if adapters else 0,
         "gradients": gradients,
         "optimizer": optimizer,
         "host": host,
@@ -121,19 +126,21 @@ def _stage_3(
     Source: stage3.py: lines 782-800 (ipg_buckets, grad_partitions_flat_buffer), 888-1018 (the parts of weights), 1081-1180
     (fp32_partitioned_groups_flat), 1301-1344 (gradients of an optimizer on the host); parameter_offload.py, lines 317-335
     """
+    adapted = run.lora_rank is not None
     parts = [
         (-(-math.prod(shape) // how.fsdp), math.prod(shape), dtype, is_trained, count)
         for shape, dtype, is_trained, count in kinds
     ]
     part = sum(count * _bytes(elements, dtype) for elements, _, dtype, _, count in parts)
-    gathered = sum(
-        count * _bytes(how.fsdp * elements, dtype) for elements, whole, dtype, _, count in parts if whole <= persistent
-    )
-    if how.fsdp == 1 and not how.offload_params:
-        gathered = 0  # views of the parts: partition_parameters.py, NoGatherHandle
+    gathered = [0, 0]  # of the model's own parameters, and of adapters
+    if how.fsdp > 1 or how.offload_params:  # else views of the parts: partition_parameters.py, NoGatherHandle
+        for elements, whole, dtype, is_trained, count in parts:
+            if whole <= persistent:
+                gathered[adapted and is_trained] += count * _bytes(how.fsdp * elements, dtype)
     real = sum(
         count * _bytes(max(0, min(elements, whole - rank * elements)), dtype)
-        for elements, whole, dtype, _, count in parts
+        for elements, whole, dtype, is_trained, count in parts
+        if not (adapted and is_trained)
     )
     trained = sum(count * elements for elements, _, _, is_trained, count in parts if is_trained)
     gradients, copies = _bytes(trained, kinds[0][1]), _bytes(trained, DType.F32)
@@ -145,10 +152,12 @@ def _stage_3(
             raise UnsupportedError("ranks_optimizer", optimizer=run.optimizer)
         states += STEP_BYTES
     on_card = 0 if how.offload_params else part
+    adapters = gradients if adapted and not how.offload_params else 0
     return {
-        "weights": on_card + gathered,
-        "padding": 0 if how.offload_params else part - real,
-        "replicated": gathered,
+        "weights": on_card - adapters + gathered[0],
+        "padding": 0 if how.offload_params else part - (gradients if adapted else 0) - real,
+        "replicated": gathered[0],
+        "adapters": adapters + gathered[1],
         "gradients": _bytes(bucket, kinds[0][1]) + (0 if how.offload_optimizer else gradients),
         "optimizer": 0 if how.offload_optimizer else states,
         "host": part - on_card + (states + copies + gradients if how.offload_optimizer else 0),

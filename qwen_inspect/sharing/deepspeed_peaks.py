@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..tracing.partitioned import Partitioning
 
 MOST_RANKS = 64  # each of which takes a second or two
-COMPARED = ("weights", "buffers", "optimizer")
+COMPARED = ("weights", "adapters", "buffers", "optimizer")
 
 
 def check_peaks(report: Report, run: Run, how: Parallelism) -> DType:
@@ -36,15 +36,13 @@ def check_peaks(report: Report, run: Run, how: Parallelism) -> DType:
         raise UnsupportedError("ranks_deepspeed_peak_train")
     if how.offload_params:
         raise UnsupportedError("ranks_deepspeed_peak_params")
-    if run.lora_rank is not None:
-        raise UnsupportedError("ranks_deepspeed_peak_adapters")
     loop = run.loop
-    if loop.name is not None or loop.keep_gradients or loop.keep_logits != "no":
+    if loop.name not in (None, "plain") or loop.keep_gradients:
         raise UnsupportedError("ranks_deepspeed_peak_loop")
     if how.zero_stage < 3 and how.fsdp > MOST_RANKS:
         raise UnsupportedError("ranks_deepspeed_peak_ranks", most=MOST_RANKS)
     dtypes = {tensor.dtype for tensor in each_tensor(report.tree)}
-    if dtypes not in ({DType.BF16}, {DType.F32}):
+    if dtypes not in ({DType.BF16}, {DType.F16}, {DType.F32}):
         raise UnsupportedError("ranks_deepspeed_peak_dtype")
     (dtype,) = dtypes
     assert isinstance(dtype, DType)
@@ -71,7 +69,7 @@ def _around(report: Report, run: Run, how: Parallelism, dtype: DType) -> Callabl
     """Stages 1 and 2: one trace, which DeepSpeed's requests surround on each rank."""
     from ..tracing.zero import on_rank
 
-    whole = _traced(report, run)
+    whole = _traced(report, run, reduces_each=how.zero_stage == 2)
     return lambda rank: on_rank(whole, Place(how=how, rank=rank), dtype=dtype.torch_name, optimizer=run.optimizer)
 
 
@@ -99,12 +97,15 @@ def _by_parts(report: Report, run: Run, how: Parallelism) -> Callable[[int], Tim
     return timeline
 
 
-def _traced(report: Report, run: Run, partitioned: Partitioning | None = None) -> Timeline:
+def _traced(
+    report: Report, run: Run, partitioned: Partitioning | None = None, *, reduces_each: bool = False
+) -> Timeline:
     from ..architectures.generic import buildable
     from ..tracing.trace import trace
 
     config = report.config or {}
-    request = replace(trace_request(run), by_deepspeed=True, optimizer="none", partitioned=partitioned)
+    request = replace(trace_request(run), by_deepspeed=True, optimizer="none", reduces_each=reduces_each)
+    request = replace(request, partitioned=partitioned)
     return trace(report.spec, buildable(config) if report.spec.built else config, request)
 
 

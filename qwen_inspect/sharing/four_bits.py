@@ -41,7 +41,8 @@ def four_bit_weights(report: Report, run: Run, how: Parallelism) -> FourBitWeigh
     base = base_of(report)
     if not isinstance(base, FourBits):
         raise UnsupportedError("ranks_quantised", method=quantised.method)
-    if run.mode != "train" or run.lora_rank is None or how.ranks != how.fsdp or how.expert > 1:
+    alone = how.ranks == how.fsdp and how.expert == 1 and not how.by_deepspeed
+    if run.mode != "train" or run.lora_rank is None or not alone:
         raise UnsupportedError("ranks_four_bits")
     if run.dora or run.lora_parameters or run.saved_modules:
         raise UnsupportedError("ranks_four_bits_kind")

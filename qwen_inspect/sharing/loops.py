@@ -40,8 +40,6 @@ def check_loop(how: Parallelism, run: Run, *, tied: bool) -> None:
             raise UnsupportedError("ranks_autocast")
         if run.autocast == "float16" and how.tensor > 1:
             raise UnsupportedError("ranks_scaler")
-        if run.autocast == "float16" and how.offload:
-            raise UnsupportedError("ranks_scaler_offload")
     if loop.accelerated and not how.by_deepspeed and (how.ranks not in (how.fsdp, how.tensor) or how.expert > 1):
         raise UnsupportedError("ranks_loop_mesh", loop=loop.name)
     if how.tensor > 1 and run.lora_rank is not None and (loop.name is not None or run.autocast is not None):

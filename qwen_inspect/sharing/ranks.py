@@ -147,7 +147,8 @@ def _assumptions(how: Parallelism, run: Run) -> list[Message]:
     if how.pipeline > 1:
         assumptions.append(Message("assume_ranks_pipeline"))
     if run.lora_rank is not None:
-        assumptions.append(Message(f"assume_ranks_adapters{'_columns' if how.tensor > 1 else ''}"))
+        kind = "_columns" if how.tensor > 1 else "_engine" if how.by_deepspeed else ""
+        assumptions.append(Message(f"assume_ranks_adapters{kind}"))
     if how.offload:
         assumptions.append(Message("assume_ranks_offload"))
         if run.mode == "train" and run.loop.clip:

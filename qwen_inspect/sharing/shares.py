@@ -127,7 +127,7 @@ def check(model: Sharded, how: Parallelism, run: Run) -> None:
         raise UsageError("ranks_ep_of_ranks", ep=how.expert, ranks=how.fsdp * how.tensor)
     if run.mode == "train" and how.pipeline > 1:
         raise UnsupportedError("ranks_train_pipeline")
-    if run.lora_rank is not None and (how.ranks not in (how.fsdp, how.tensor) or how.expert > 1 or how.by_deepspeed):
+    if run.lora_rank is not None and (how.ranks not in (how.fsdp, how.tensor) or how.expert > 1):
         raise UnsupportedError("ranks_adapters")
     if how.offload and (how.ranks != how.fsdp or how.expert > 1 or how.by_deepspeed):
         raise UnsupportedError("ranks_offload")
@@ -215,6 +215,7 @@ def _parts(model: Sharded, stages: Stages, how: Parallelism, run: Run) -> Counte
     trains = run.mode == "train" and run.lora_rank is None
     styles = {tensor.name: _style(tensor.name, tensor_rules) for tensor in model.own}
     widened = mixed_dtype(how, run) is not None
+    by_engine = next((tensor.dtype for tensor in model.own), None) if how.by_deepspeed else None
     embedded = {name for name, module in each_module(model.tree) if module.class_name.endswith("Embedding")}
     own = (
         Part(
@@ -232,7 +233,7 @@ def _parts(model: Sharded, stages: Stages, how: Parallelism, run: Run) -> Counte
     added = (
         Part(
             shape=tensor.shape,
-            dtype=DType.F32 if widened else tensor.dtype,
+            dtype=DType.F32 if widened else by_engine or tensor.dtype,  # DeepSpeed casts all to one
             cut=Cut(dimension=0) if how.tensor > 1 and rows_are_cut(tensor) else None,
             by_expert=False,
             stages=stages.holding(tensor.name),

@@ -12,12 +12,13 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from ..errors import UnsupportedError
-from ..results.timeline import GATHERED
+from ..results.timeline import ADAPTER, GATHERED
 from ..typed import Any, Literal
 from ..values import dataclass
+from .adapting import is_added
 from .recorder import Recorder
 
-WHOLE = "parameter"  # what stays gathered is a weight
+PARAMETER = "parameter"
 NEVER = -(10**10)
 # Modules that gather all that is below them at once. Source: leaf_module_config.py, DEFAULT_LEAF_MODULE_CLASSES
 LEAVES = ("MixtralSparseMoeBlock", "Qwen2MoeSparseMoeBlock", "Qwen3MoeSparseMoeBlock")
@@ -53,6 +54,7 @@ class Part:
 
     def __init__(self, number: int, name: str, parameter: Any, how: Partitioning) -> None:
         self.number, self.module, self.parameter = number, name.rpartition(".")[0], parameter
+        self.use = ADAPTER if is_added(name) else PARAMETER
         self.shape, self.elements = parameter.shape, parameter.numel()
         self.size = -(-self.elements // how.ranks)
         self.real = max(0, min(self.size, self.elements - how.rank * self.size))
@@ -136,11 +138,16 @@ class Weights:
         self.in_backward: dict[Any, None] = {}
         self.recomputed: dict[Any, dict[Part, None]] = {}
         self.step = self.available = 0
+        self.running: list[Any] = []  # modules whose forward runs, innermost last
+        self.taken_by: dict[Any, dict[Part, None]] = {}  # parameters of others, by the module that uses them
 
     def of(self, module: Any, *, below: bool | None = None) -> list[Part]:
-        """The module's own parameters. below: also those of modules below it; None: if it is a leaf."""
+        """The module's own parameters, and those that it takes from others. below: also those of modules below it; None: if it is
+        a leaf.
+        """
         below = is_leaf(module) if below is None else below
         found = {self.by_parameter[id(parameter)] for parameter in module.parameters(recurse=below)}
+        found |= {*self.taken_by.get(module, ())}
         return sorted(found, key=lambda part: part.number)
 
     def begin(self) -> None:
@@ -160,6 +167,15 @@ class Weights:
         self.queue = deque(self.order)
         self.asked, self.steps_of = {}, {}
         self.step = self.available = 0
+
+    def take(self, part: Part) -> None:
+        """Gathers a parameter for the module that runs, which does not own it.
+
+        Source: ZeROOrderedDict.__getitem__, register_external_parameter
+        """
+        self.taken_by.setdefault(self.running[-1], {})[part] = None
+        part.parameter.data = gathered(part, self.how.ranks, self.recorder)
+        part.state = "there"
 
     def _let_coming_go(self) -> None:
         """Source: _clean_inflight_param_registry"""
@@ -272,7 +288,7 @@ class Weights:
         if self.how.ranks == 1 and len(missing) > 1:
             wholes = [part.held.view(part.shape) for part in missing]
         else:
-            wholes = [gathered(part, self.how.ranks, self.recorder, use=WHOLE) for part in missing]
+            wholes = [gathered(part, self.how.ranks, self.recorder, use=part.use) for part in missing]
         for part, whole in zip(missing, wholes, strict=True):
             part.parameter.data = whole
             part.state = "there"

@@ -14,29 +14,58 @@ from .partitioned import Weights, is_leaf
 
 def with_hooks(model: Any, weights: Weights) -> None:
     """Registers what stage 3 does around each module. Source: DeepSpeedZeRoOffload, setup_zero_stage3_hooks"""
-    model.register_forward_pre_hook(lambda *_: weights.begin())
+    in_forward = [False]
+
+    def begin(*_: Any) -> None:
+        in_forward[0] = True
+        weights.running = [model]
+        weights.begin()
+
+    def end(*_: Any) -> None:
+        in_forward[0] = False
+
+    model.register_forward_pre_hook(begin)
     for module in _down_to_leaves(model):
         _hook(module, weights)
-    for name, module in model.named_modules():
-        module._parameters = Watched(module._parameters, name, weights)
+    for module in model.modules():
+        module._parameters = Watched(module._parameters, weights, in_forward)
+    model.register_forward_hook(end)
 
 
 class Watched(dict[str, Any]):
-    """A module's parameters, none of which is taken while it is not whole: DeepSpeed would gather it there and then.
+    """A module's parameters, which are gathered where a forward takes one that is not whole.
 
     Source: ZeROOrderedDict, which replaces the same attribute
     """
 
-    def __init__(self, parameters: dict[str, Any], module: str, weights: Weights) -> None:
+    def __init__(self, parameters: dict[str, Any], weights: Weights, in_forward: list[bool]) -> None:
         super().__init__(parameters)
-        self.module, self.weights = module, weights
+        self.weights, self.in_forward = weights, in_forward
 
     def __getitem__(self, name: str) -> Any:
+        import torch
+
         parameter = super().__getitem__(name)
         part = self.weights.by_parameter.get(id(parameter))
-        if part is not None and part.state == "gone":
-            raise UnsupportedError("ranks_deepspeed_peak_outside", module=self.module)
+        if self.in_forward[0] and part is not None and part.state == "gone":
+            with torch.no_grad():
+                self.weights.take(part)
         return parameter
+
+
+def around(model: Any) -> Any:
+    """A module that only calls another, as PEFT puts them around a model: DeepSpeed looks ahead there too."""
+    import torch
+
+    class Around(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *arguments: Any, **options: Any) -> Any:
+            return self.model(*arguments, **options)
+
+    return Around().train()
 
 
 def _down_to_leaves(module: Any) -> Iterator[Any]:
@@ -53,10 +82,12 @@ def _hook(module: Any, weights: Weights) -> None:
     expected = left = 0
 
     def before(*_: Any) -> None:
+        weights.running.append(module)
         with torch.no_grad():
             weights.fetch(module, forward=True)
 
     def after(*_: Any) -> None:
+        weights.running.pop()
         with torch.no_grad():
             weights.release(module, forward=True)
 
@@ -148,7 +179,7 @@ def linear_without_weight() -> Callable[..., Any]:
         def backward(context: Any, gradient: Any) -> Any:
             tensor, weight, bias = context.saved_tensors
             if not weight.numel():
-                raise UnsupportedError("ranks_deepspeed_peak_outside", module="linear")
+                raise UnsupportedError("ranks_deepspeed_peak_outside")
             of_tensor = of_weight = of_bias = None
             if context.needs_input_grad[0]:
                 of_tensor = gradient.matmul(weight)

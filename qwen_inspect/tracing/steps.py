@@ -93,30 +93,45 @@ def train_by_engine(
     *,
     steps: int,
     accumulate: int,
+    loop: Loop = LOOPS[None],
     last_alone: bool = True,
 ) -> object:
     """`train` with DeepSpeed's engine, without its optimizer: gradients go as the stage "optimizer" begins.
 
     reduced: called where the engine reduces the gradients of the step's last backward, or of every one. last_alone: which.
 
-    The loop is `loss = engine(**inputs, labels=labels).loss; engine.backward(loss); engine.step()`. Source: DeepSpeed 0.19.8,
-    runtime/engine.py, DeepSpeedEngine.backward; runtime/fp16/loss_scaler.py, scale_loss
+    The loop is `loss = engine(**inputs, labels=labels).loss; engine.backward(loss); engine.step()`, or one that names batch and
+    outputs. Source: DeepSpeed 0.19.8, runtime/engine.py, DeepSpeedEngine.backward; runtime/fp16/loss_scaler.py, scale_loss
     """
-    loss = None
+    loss = outputs = batch = None
     for _ in range(steps):
         for number in range(accumulate):
             stage("forward")
-            inputs = inputs_of()
-            labels = labels_of(model, inputs["input_ids"])
-            loss = model(**inputs, labels=labels, use_cache=False).loss
+            if loop.name is not None:
+                inputs, labels = batch = _labelled(model, inputs_of)
+            else:
+                inputs = inputs_of()
+                labels = labels_of(model, inputs["input_ids"])
+            if loop.keep_logits == "no":
+                loss = model(**inputs, labels=labels, use_cache=False).loss
+            else:
+                outputs = model(**inputs, labels=labels, use_cache=False)
+                loss = outputs.loss
             stage("backward")
-            _backward_by_engine(
-                loss, accumulate, reduced if not last_alone or number == accumulate - 1 else lambda: None
-            )
+            last = number == accumulate - 1
+            _backward_by_engine(loss, accumulate, reduced if last or not last_alone else lambda: None)
+            if not last_alone:
+                _drop_gradients(model)
+            if loop.keep_logits == "backward":
+                outputs = None
         stage("optimizer")
-        for parameter in model.parameters():
-            parameter.grad = None
-    return loss
+        _drop_gradients(model)
+    return loss, outputs, batch
+
+
+def _drop_gradients(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None
 
 
 def _backward_by_engine(loss: Any, micro_batches: int, reduced: Callable[[], None]) -> object:

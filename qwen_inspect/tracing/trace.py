@@ -76,6 +76,7 @@ from .steps import train, train_by_engine
 from .towers import with_few_layers
 from .unsloth_loss import TILED_FROM
 from .without_data import fake_mode
+from .zero import in_one_dtype
 from .zero_3 import Partitioned
 
 AttentionKernel = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_2_repeated"]
@@ -105,7 +106,8 @@ class TraceRequest:
     few_chunks: of `train` too, linear attention's loop over the prompt ends after CHUNK_TURNS turns.
     tiled_from: as in `unsloth_loss`.
     by_deepspeed: of `train`, DeepSpeed's engine runs the forward and the backward; its optimizer is left out (`zero.on_rank`).
-    partitioned: of `by_deepspeed`, stage 3 on one rank, with its optimizer.
+    reduces_each: of `by_deepspeed`, gradients are reduced after each micro-batch. partitioned: stage 3 on one rank, with its
+    optimizer.
     """
 
     mode: Mode
@@ -136,6 +138,7 @@ class TraceRequest:
     few_chunks: bool = False
     tiled_from: int = TILED_FROM
     by_deepspeed: bool = False
+    reduces_each: bool = False
     partitioned: Partitioning | None = None
 
     @property
@@ -213,6 +216,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             if workload.media is not None and workload.mode == "train":
                 refuse_a_trained_tower(model)
             partitioned = None
+            if workload.by_deepspeed:
+                in_one_dtype(model, getattr(torch, spec.dtype.torch_name))
             if workload.partitioned is not None:
                 partitioned = Partitioned(model, workload.partitioned, recorder)
                 stack.enter_context(replaced([(torch.nn.functional, "linear", linear_without_weight())]))
@@ -671,11 +676,12 @@ def _train_by_deepspeed(
             partitioned.step()
 
     return train_by_engine(
-        model,
+        model if partitioned is None else partitioned.module,
         lambda: _inputs(model, workload),
         stage,
         recorder.reduced if partitioned is None else partitioned.reduced,
-        last_alone=partitioned is None,
+        last_alone=partitioned is None and not workload.reduces_each,
+        loop=workload.loop,
         steps=workload.steps,
         accumulate=workload.accumulate,
     )

@@ -96,6 +96,7 @@ class _Rank:
         self.own_gradients: Any = None
         self.own_offset = 0
         self.averaged: list[Any] = []
+        self.summed: list[Any] = []  # gradients of the parameters of this rank's part, over micro-batches
         self.norms: list[Any] = []
         self.norm: Any = None
 
@@ -143,7 +144,8 @@ class _Rank:
                 self._take_over(identity, self.whole.pop(identity))
             for identity in whole:
                 self._fill(self.parameters[identity])
-            self._end_backward()
+            following = next(stage.name for stage in self.trace.stages if stage.first_event >= ready.event)
+            self._end_backward(last=following == OPTIMIZER)
             return
         self._set_up_bucket()
         if self.keeps_whole:
@@ -290,24 +292,32 @@ class _Rank:
         parameter.gradient.view(-1).narrow(0, *own).to(torch.float32)
         parameter.gradient = None
 
-    def _end_backward(self) -> None:
-        """Source: independent_gradient_partition_epilogue, _get_flat_partition_unpadded, _release_ipg_buffers"""
+    def _end_backward(self, *, last: bool) -> None:
+        """Of a micro-batch. last: of the step's. Source: independent_gradient_partition_epilogue, get_all_grad_tensors,
+        _get_flat_partition_unpadded, _release_ipg_buffers
+        """
         import torch
 
         self._reduce()
         if not self.offloaded:
+            made = [parameter.gradient for parameter in self.own]
+            for place, parameter in enumerate(self.own):
+                if made[place] is None:
+                    made[place] = torch.zeros(parameter.elements, dtype=self.dtype)
+            for total, gradient in zip(self.summed, made, strict=False):
+                total.add_(gradient)
+            self.summed = self.summed or made
+            del made
+        if not self.offloaded and last:
             left = self.partition
-            for parameter in self.own:
-                gradient = parameter.gradient
-                if gradient is None:
-                    gradient = torch.zeros(parameter.elements, dtype=self.dtype)
+            for parameter, gradient in zip(self.own, self.summed, strict=True):
                 own = self.part_of(parameter)
                 assert own is not None
                 self.averaged.append(gradient.view(-1).narrow(0, *own) if own[1] < parameter.elements else gradient)
                 left -= own[1]
             if left:
                 self.averaged.append(torch.zeros(left, dtype=self.dtype))
-            del gradient
+            self.summed = []
         self.buffer = self.own_gradients = None
         for parameter in self.parameters.values():
             parameter.gradient = None
@@ -373,3 +383,9 @@ class _Rank:
         self.optimizer.step()
         self.recorder.outside = ROOT
         self.master.grad = None
+
+
+def in_one_dtype(model: Any, dtype: Any) -> None:
+    """Parameters as the engine casts them, PEFT's float32 adapters too. Source: engine.py, _cast_module_mixed_precision"""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)

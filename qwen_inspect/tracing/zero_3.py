@@ -9,13 +9,15 @@ Source: DeepSpeed 0.19.8, runtime/zero/stage3.py, whose names stand at each func
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from ..results.timeline import ADAPTER
 from ..typed import Any
 from .optimizers import optimizer_of
 from .partitioned import Part, Partitioning, Weights, is_leaf
-from .partitioned_modules import with_hooks
+from .partitioned_modules import around, with_hooks
 from .recorder import Recorder
 from .zero import GRADIENTS, OPTIMIZER, ROOT
 from .zero_norms import clip, combined, is_invalid
@@ -35,13 +37,16 @@ class Partitioned:
         self.trained = [part for part in self.parts if part.parameter.requires_grad]
         self.dtype = self.parts[0].parameter.dtype
         self.weights = Weights(self.parts, how, recorder)
+        self.module = model
+        if any(part.use == ADAPTER for part in self.parts):
+            self.module = around(around(model))  # LoraModel and PeftModelForCausalLM
         self.groups = [*groups(self.trained, how.group)]
         self.filled: list[Part] = []
         self.elements = 0
         self.accumulated = 0  # micro-batches of the step before this one
         self.norms: dict[Part, Any] = {}
         self.norm: Any = None
-        with_hooks(model, self.weights)
+        with_hooks(self.module, self.weights)
         leaves = {module: self.weights.of(module) for module in model.modules() if is_leaf(module)}
         for module, parts in leaves.items():
             module.register_full_backward_hook(partial(self._receive_all, parts))
@@ -56,14 +61,14 @@ class Partitioned:
         """This rank's parts in place of whole weights. Source: _create_fp16_partitions_with_defragmentation"""
         import torch
 
-        self.flat = self._made(sum(part.size for part in self.trained), self.dtype, "parameter", ROOT)
+        self.flat = self._made(sum(part.size for part in self.trained), self.dtype, self.trained[0].use, ROOT)
         at = 0
         for part in self.parts:
             if part.parameter.requires_grad:
                 part.held = self.flat.narrow(0, at, part.size)
                 at += part.size
             else:
-                part.held = self._made(part.size, part.parameter.dtype, "parameter", part.module)
+                part.held = self._made(part.size, part.parameter.dtype, part.use, part.module)
             with self.recorder.paused():
                 part.parameter.data = torch.empty(0, dtype=part.held.dtype)
 
@@ -84,6 +89,7 @@ class Partitioned:
         with self.recorder.paused():
             self.sums = torch.empty(total, dtype=self.dtype)
         if not self.how.offload_optimizer:
+            self.infinite = self._made(1, torch.bool, "aten.zeros.default", ROOT)
             self.recorder.see(self.sums, "aten.zeros.default", module=ROOT)
             self.recorder.keep(self.sums, GRADIENTS)
         else:
@@ -216,6 +222,8 @@ class Partitioned:
                 self.norms.clear()
                 self.weights.gather_persistent()
                 return
+            if self.dtype == torch.float16:
+                self._overflow()
             norms = [self._norm(group) for group in self.groups]  # which live as long as DeepSpeed's step
             norm = combined(norms)
             is_invalid(norm)
@@ -229,6 +237,14 @@ class Partitioned:
                 part.grad = None
             self.weights.gather_persistent()
             del before  # of the engine
+
+    def _overflow(self) -> None:
+        """Source: has_overflow; torch's isinf, which compares absolute values"""
+        import torch
+
+        self.infinite.logical_or_((self.sums.abs() == math.inf).any())
+        self.infinite.logical_or_(torch.isnan(self.sums).any())
+        self.infinite.clone().to(torch.uint8)
 
     def _norm_for_host(self, group: Sequence[Part]) -> None:
         """Source: complete_grad_norm_calculation_for_cpu_offload"""

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,7 +31,8 @@ DEFAULT_BUCKET = 5 * 10**8
 @dataclass(frozen=True)
 class Job:
     """A training run. bucket: reduce_bucket_size. frozen: what a parameter's name has in it that is not trained. zero: further
-    settings of stage 3, without "stage3_"."""
+    settings of stage 3, without "stage3_". lora: the rank of adapters on all linear modules. named: the loop names outputs.
+    """
 
     ranks: int
     stage: int
@@ -43,6 +44,8 @@ class Job:
     checkpointing: bool = False
     frozen: str = ""
     zero: tuple[tuple[str, int], ...] = ()
+    lora: int = 0
+    named: bool = False
     changes: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -51,10 +54,17 @@ class Job:
 
     @property
     def name(self) -> str:
-        shown = [f"{key} {value}" for key, value in sorted(vars(self).items()) if key not in ("changes", "zero")]
+        shown = [f"{key} {value}" for key, value in sorted(vars(self).items()) if key not in APART]
+        shown += [f"{key} {value}" for key, value in (("lora", self.lora), ("named", self.named)) if value]
         return ", ".join([*shown, *(f"{key} {value}" for key, value in (*self.zero, *self.changes))])
 
 
+APART = ("changes", "lora", "named", "zero")  # in a job's name if they are stated
+PRECISIONS: Mapping[str, dict[str, Any]] = {
+    "bfloat16": {"bf16": {"enabled": True}},
+    "float16": {"fp16": {"enabled": True, "initial_scale_power": 4}},  # small, so that no step is skipped
+    "float32": {},
+}
 # Of stage 3: nearly all parameters are let go of, and gathered ahead a few at a time.
 SMALL = (
     ("param_persistence_threshold", 100),
@@ -85,6 +95,17 @@ JOBS = (
     Job(ranks=1, stage=3, zero=SMALL, optimizer="adamw_for_loop"),
     Job(ranks=2, stage=3, bucket=20_000, zero=SMALL, model="qwen3_moe", optimizer="sgd"),
     Job(ranks=4, stage=3, bucket=20_000, zero=SMALL, frozen="k_proj"),
+    Job(ranks=2, stage=2),
+    Job(ranks=2, stage=1, changes=(("dtype", "float16"),)),
+    Job(ranks=2, stage=2, offloaded=True, model="qwen3 tied", changes=(("dtype", "float16"),)),
+    Job(ranks=2, stage=3, bucket=20_000, zero=SMALL, changes=(("dtype", "float16"),)),
+    Job(ranks=2, stage=1, lora=4, checkpointing=True),
+    Job(ranks=2, stage=2, lora=4, offloaded=True),
+    Job(ranks=2, stage=3, bucket=10_000, zero=SMALL, lora=4, checkpointing=True),
+    Job(ranks=2, stage=3, lora=4, model="qwen3 tied"),
+    Job(ranks=2, stage=2, named=True, accumulate=2),
+    Job(ranks=2, stage=3, named=True),
+    Job(ranks=2, stage=3, bucket=20_000, zero=SMALL, model="qwen3_5", changes=(("num_hidden_layers", 4),)),
 )  # fmt: skip
 
 
@@ -100,7 +121,7 @@ def configuration(job: Job) -> dict[str, Any]:
         "zero_optimization": stage,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        **({"bf16": {"enabled": True}} if job.config["dtype"] == "bfloat16" else {}),
+        **PRECISIONS[job.config["dtype"]],
     }
 
 
@@ -190,19 +211,39 @@ def trained(job: Job) -> tuple[list[Any], int | None]:
         parameter.requires_grad_(not job.frozen or job.frozen not in name)
     if job.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if job.lora:
+        import peft
+
+        model = peft.get_peft_model(
+            model, peft.LoraConfig(r=job.lora, target_modules="all-linear", task_type="CAUSAL_LM")
+        )
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: True  # of CPUs it says so where oneDNN is quick
     engine, optimizer, *_ = deepspeed.initialize(
         model=model.train(), optimizer=optimizer_of(job.optimizer, model), config=configuration(job)
     )
 
+    def a_batch() -> dict[str, Any]:
+        tokens = torch.zeros(BATCH, PROMPT, dtype=torch.int64)
+        mask = torch.ones_like(tokens)
+        return {"input_ids": tokens, "attention_mask": mask, "labels": torch.zeros_like(tokens)}
+
     def steps() -> object:
+        loss = outputs = batch = None
         for _ in range(STEPS):
             for _ in range(job.accumulate):
-                tokens = torch.zeros(BATCH, PROMPT, dtype=torch.int64)
-                labels = torch.zeros_like(tokens)
-                loss = engine(input_ids=tokens, labels=labels, use_cache=False).loss
+                if job.named:
+                    batch = a_batch()
+                    outputs = engine(**batch, use_cache=False)
+                    loss = outputs.loss
+                else:
+                    tokens = torch.zeros(BATCH, PROMPT, dtype=torch.int64)
+                    labels = torch.zeros_like(tokens)
+                    loss = engine(input_ids=tokens, labels=labels, use_cache=False).loss
                 engine.backward(loss)
                 engine.step()
-        return loss
+        return loss, outputs, batch
 
     before = held(engine, optimizer) if job.stage == 3 else None
     gc.disable()
@@ -282,7 +323,8 @@ def main(target: Path) -> None:
     import deepspeed
     import transformers
 
-    importlib.import_module("torch._dynamo")  # before the processes fork
+    for name in ("torch._dynamo", "peft"):  # before the processes fork
+        importlib.import_module(name)
     deepspeed.logger.setLevel("ERROR")
     transformers.logging.set_verbosity_error()
     runs = recorded(target) if target.exists() else {}
