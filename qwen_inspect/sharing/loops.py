@@ -59,17 +59,12 @@ def _check_loss(how: Parallelism, run: Run, *, tied: bool) -> None:
     loss = run.loop.loss
     if loss == "model":
         return
-    if (
-        loss == "torch"
-        or how.by_deepspeed
-        or how.expert > 1
-        or (how.tensor > 1 and (how.fsdp > 1 or not run.loop.by_trainer))
-    ):
+    if how.by_deepspeed or how.expert > 1 or (how.tensor > 1 and (how.fsdp > 1 or not run.loop.by_trainer)):
         raise UnsupportedError("ranks_loss", loss=loss)
     if how.tensor > 1 and loss != "trl":
         raise UnsupportedError("ranks_loss_tensor", loss=loss)
-    if loss == "liger" and run.lora_rank is not None and run.loop.accelerated and not tied:
-        raise UnsupportedError("ranks_loss_adapters")
+    if loss in ("liger", "torch") and run.lora_rank is not None and run.loop.accelerated and not tied:
+        raise UnsupportedError("ranks_loss_adapters", loss=loss)
 
 
 def check_optimizer(how: Parallelism, run: Run) -> None:

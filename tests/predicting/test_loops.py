@@ -249,7 +249,7 @@ def test_fit_answers_and_does_not_search_where_each_length_has_other_requests(
             2,
             "2 tokens",
         ),
-        (["--mode", "train", "--loss", "torch", "--fsdp", "2"], 7, "--loss torch was not run"),
+        (["--mode", "train", "--loss", "torch", "--fsdp", "2", "--tp", "2"], 7, "--loss torch was not run"),
         (["--mode", "train", "--loss", "liger", "--loop", "trainer", "--tp", "2"], 7, "--loss liger fails with --tp"),
         (["--mode", "train", "--loop", "sft", "--loss", "unsloth"], 7, "--loss unsloth is known of"),
         (["--mode", "train", "--loss", "unsloth", "--autocast", "float16"], 7, "--loss unsloth is known of"),

@@ -25,7 +25,7 @@ from qwen_inspect.predicting.sources import trace_request
 from qwen_inspect.results.memory import Autocast, Moment, Optimizer, Run
 from qwen_inspect.results.ranks import Parallelism, Place, RankBytes
 from qwen_inspect.results.timeline import Allocate, Free, living
-from qwen_inspect.results.training import Loop, loop_of
+from qwen_inspect.results.training import Loop, Loss, loop_of
 from qwen_inspect.sharing.four_bits import base_on_ranks
 from qwen_inspect.sharing.ranks import ranks_report, with_peaks
 from qwen_inspect.structure.inspect import inspect
@@ -95,6 +95,7 @@ class Job:
     targets: str = "all-linear"
     loop: Literal["trainer", "sft"] | None = None
     packing: int | None = None
+    loss: Loss = "model"
     accumulate: int = 1
     autocast: Autocast | None = None
     checkpointing: bool = False
@@ -118,6 +119,7 @@ class Job:
             "ema",
             "offload",
             "packing",
+            "loss",
         )
         further = (f" {fact} {value}" for fact in facts if (value := getattr(self, fact)) != getattr(Job, fact))
         return f"{self.model} {degrees}{trained}{adapters}{''.join(further)}"
@@ -130,7 +132,7 @@ class Job:
     def facts(self) -> Loop:
         keeps = self.keep_gradients or None
         return loop_of(
-            self.loop, clip=self.clip or None, keep_gradients=keeps, ema=self.ema, loss="model", packing=self.packing
+            self.loop, clip=self.clip or None, keep_gradients=keeps, ema=self.ema, loss=self.loss, packing=self.packing
         )
 
     @property
@@ -155,6 +157,7 @@ class Job:
             "targets": self.targets if self.targets == "all-linear" else self.targets.split(","),
             "loop": self.loop,
             "packing": self.packing,
+            "loss": self.loss,
             "accumulate": self.accumulate,
             "autocast": self.autocast,
             "checkpointing": self.checkpointing,
@@ -217,8 +220,9 @@ JOBS: Mapping[int, tuple[Job, ...]] = {
         trained("qwen3", "adamw_for_loop", fsdp=2, lora=3, facts=SCALED | {"accumulate": 1, "checkpointing": True}),
         trained("qwen3", "muon", fsdp=2, facts={"accumulate": 2, "clip": True, "keep_gradients": True, "autocast": "float16"}),
         trained("qwen3", "sgd_momentum", fsdp=2, follow=False),
-        trained("qwen3 tied", fsdp=2, facts={"offload": True, "accumulate": 2, "clip": True}),
-        trained("qwen3", "adamw_fused", fsdp=2, facts=BY_TRAINER | {"offload": True}),
+        trained("qwen3 tied", fsdp=2, facts={"offload": True, "accumulate": 2, "clip": True, "autocast": "float16"}),
+        *(trained("qwen3", "adamw_fused", fsdp=2, facts=facts | {"offload": True}) for facts in (BY_TRAINER, SCALED)),
+        trained("qwen3", "adamw_fused", fsdp=2, facts=BY_TRAINER | {"loss": "torch"}),
         trained("qwen3", "adamw_fused", tp=2, facts=BY_TRAINER),
         trained("qwen3_moe", "adamw_for_loop", tp=2),
         *(trained(model, "adamw_for_loop", tp=2, follow=False) for model in ("llama", "qwen3", "qwen3 tied")),

@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -35,12 +36,14 @@ from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.optim import swa_utils
 from torch.profiler import record_function
 from transformers.distributed import DistributedConfig
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from qwen_inspect.results.ranks import Parallelism, Place
 from qwen_inspect.tracing.autocast import scaler_of, step
 from qwen_inspect.tracing.kernels import replaced
 from qwen_inspect.tracing.one_rank import cut, materialise, unloaded
 from qwen_inspect.tracing.optimizers import optimizer_of
+from qwen_inspect.tracing.torch_loss import torch_loss
 
 from .following import mark, profiled
 
@@ -377,6 +380,21 @@ def some_steps(model: Any, job: dict[str, Any]) -> object:
     return loss, chosen, norm, scaler
 
 
+def with_torchs_loss(model: Any) -> Any:
+    """The model whose forward ends with torch's linear_cross_entropy on its last states, as it is on CUDA."""
+
+    def forward(self: Any, *, labels: Any, num_items_in_batch: Any, **inputs: Any) -> Any:
+        states, weight = self.model(**inputs)[0], self.lm_head.weight
+        labels = torch.nn.functional.pad(labels, (0, 1), value=-100)
+        moved = labels[..., 1:].contiguous()
+        loss = torch_loss(states.view(-1, states.shape[-1]), weight, moved.view(-1)) / num_items_in_batch
+        loss.data.zero_()  # its products were not computed
+        return CausalLMOutputWithPast(loss=loss)
+
+    model.forward = types.MethodType(forward, model)
+    return model
+
+
 class OnHost:
     """A micro-batch that takes memory once it is moved to the device. packing: sequences in each row, all of them in one."""
 
@@ -415,6 +433,7 @@ def by_trainer(job: dict[str, Any], models: Path) -> dict[str, Any]:
         del os.environ[name]  # of the job before
     by_torch = list(job["parallel"]) == ["fsdp_size"]
     micro_batches = STEPS * job["accumulate"]
+    with_loss = with_torchs_loss if job["loss"] == "torch" else lambda model: model
     arguments = transformers.TrainingArguments(
         output_dir=str(models / "trainer"), per_device_train_batch_size=BATCH, max_steps=STEPS,
         optim=OPTIMIZERS[job["optimizer"]],
@@ -433,7 +452,7 @@ def by_trainer(job: dict[str, Any], models: Path) -> dict[str, Any]:
         model = quantised(job, models)
     elif by_torch:
         found, path = model_of(job, models)
-        model = found.from_pretrained(path, dtype=torch.bfloat16)
+        model = with_loss(found.from_pretrained(path, dtype=torch.bfloat16))
     else:
         model = loaded(job, models)
     if job["lora"] and not in_bits:

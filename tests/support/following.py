@@ -14,6 +14,7 @@ from qwen_inspect.results.timeline import GATHERED, Allocate, Event, Free
 OWN_SCRATCH: Mapping[str, str] = {
     "aten::mm": "oneDNN packs its operands",
     "aten::addmm": "the same",
+    "aten::addmm_": "the same",
     "aten::bmm": "the same",
     "aten::baddbmm": "the same",
     "aten::bitwise_and": "it brings both sides to one type",
@@ -29,6 +30,7 @@ OWN_SCRATCH: Mapping[str, str] = {
     "aten::embedding": "it makes its indices contiguous",
     "aten::avg_pool2d_backward": "its output in the gradient's order of dimensions; CUDA's kernel copies the gradient",
     "aten::copy_": "a block of a transposed copy",
+    "aten::index_add_": "it adds 16-bit numbers up as float32",
     "aten::gather": "it gathers 16-bit numbers as float32",
     "aten::masked_select": "it numbers what it selects; CUDA's kernel takes the places instead",
     "aten::histc": "counts of one thread",
