@@ -35,7 +35,7 @@ def check_deepspeed(how: Parallelism, run: Run) -> None:
         raise UnsupportedError("ranks_deepspeed_alone")
     if how.offload_params and how.zero_stage != 3:
         raise UnsupportedError("ranks_offload_params")
-    if how.offload_optimizer and (run.mode != "train" or run.optimizer == "none"):
+    if (how.deepspeed or how.offload_optimizer) and (run.mode != "train" or run.optimizer == "none"):
         raise UnsupportedError("ranks_offload_step")
     if how.offload_optimizer and how.zero_stage < 3 and run.accumulate > 1:
         raise UnsupportedError("ranks_offload_accumulate")

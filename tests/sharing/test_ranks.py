@@ -536,13 +536,13 @@ def not_again(*_: Any, **__: Any) -> None:
 
 
 def test_what_is_not_known_of_a_peak_is_said_and_not_guessed(tmp_path: Path) -> None:
-    """Tokens that go to whichever rank has their expert; DeepSpeed's stage 3."""
+    """Tokens that go to whichever rank has their expert; DeepSpeed's weights on the host."""
     config = named("Qwen3MoeForCausalLM", "qwen3_moe", EXPERTS)
     (tmp_path / "config.json").write_text(json.dumps(config))
     report = inspect(str(tmp_path))
     for run, how in (
         (Run(prompt_tokens=8, new_tokens=2), Parallelism(fsdp=2, expert=2)),
-        (Run(mode="train", prompt_tokens=8), Parallelism(fsdp=2, offload_optimizer=True)),
+        (Run(mode="train", prompt_tokens=8), Parallelism(fsdp=2, offload_params=True)),
     ):
         found = with_peaks(ranks_report(report, run, how), report, run)
         assert [one.peak for one in found.ranks] == [None] * len(found.ranks)

@@ -38,7 +38,7 @@ TEXT = {
     "term_buffers": "Buffers",
     "term_cache": "KV cache",
     "term_state": "Recurrent state",
-    "term_gathered": "Gathered by FSDP",
+    "term_gathered": "Gathered for use",
     "term_activations": "Activations",
     "term_workspace": "Workspace (cuBLAS)",
     "term_rounding": "Rounding by the allocator",

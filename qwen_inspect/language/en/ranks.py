@@ -83,7 +83,7 @@ TEXT = {
     "offloaded_optimizer": "optimizer on the host",
     "ranks_offload": "--offload is FSDP2's, predicted with --fsdp alone in ZeRO stages 2 and 3; --offload-optimizer and --offload-params are DeepSpeed's: one or the other",
     "ranks_offload_one": "--offload needs --fsdp 2 or more: with one rank transformers does not apply FSDP2",
-    "ranks_offload_step": "--offload-optimizer and --offload-params are known of --mode train with an optimizer",
+    "ranks_offload_step": "--deepspeed, --offload-optimizer and --offload-params are known of --mode train with an optimizer",
     "assume_ranks_offload_optimizer": "DeepSpeed's offload_optimizer to the CPU (0.19.8, stage_1_and_2.py): each rank's part of the float32 weights, of their gradients, of the optimizer's states and of the 16-bit copy that goes back is in the host's memory; a buffer for the largest gradient is on both sides, on the card among the optimizer's bytes. Its buckets for communication are in the peak alone",
     "ranks_offload_params": "--offload-params is DeepSpeed's offload_param, which only --zero-stage 3 has",
     "ranks_offload_accumulate": "--offload-optimizer with --accumulate is known of --zero-stage 3: in stages 1 and 2 DeepSpeed keeps gradients on the host beside its own copy, more or less of them on each rank",

@@ -58,7 +58,7 @@ TEXT = {
     "answer_terms_at_end": "结束时：{terms}。",
     "answer_terms_at_low_end": "峰值取下限时：{terms}。",
     "answer_term_weights": "模型权重",
-    "answer_term_gathered": "FSDP 聚合的权重",
+    "answer_term_gathered": "为计算聚合的权重",
     "answer_term_adapters": "适配器",
     "answer_term_cache": "KV 缓存",
     "answer_term_state": "循环状态",

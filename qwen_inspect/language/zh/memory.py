@@ -38,7 +38,7 @@ TEXT = {
     "term_buffers": "缓冲区",
     "term_cache": "KV 缓存",
     "term_state": "循环状态",
-    "term_gathered": "FSDP 聚合的权重",
+    "term_gathered": "为计算聚合的权重",
     "term_activations": "激活值",
     "term_workspace": "工作区（cuBLAS）",
     "term_rounding": "分配器对齐开销",

@@ -83,7 +83,7 @@ TEXT = {
     "offloaded_optimizer": "优化器卸载到主机",
     "ranks_offload": "--offload 是 FSDP2 的功能，仅支持单独使用 --fsdp（ZeRO 阶段 2 和 3）；--offload-optimizer 与 --offload-params 是 DeepSpeed 的功能，二者不能与它合用",
     "ranks_offload_one": "--offload 需要 --fsdp 2 及以上：只有一个 rank 时 transformers 不使用 FSDP2",
-    "ranks_offload_step": "--offload-optimizer 与 --offload-params 仅支持 --mode train 且有优化器的情况",
+    "ranks_offload_step": "--deepspeed、--offload-optimizer 与 --offload-params 仅支持 --mode train 且有优化器的情况",
     "assume_ranks_offload_optimizer": "DeepSpeed 的 offload_optimizer（CPU；0.19.8，stage_1_and_2.py）：每个 rank 负责的 float32 权重、其梯度、优化器状态以及写回用的 16 位副本都在主机内存；主机和显卡上各有一个可容纳最大梯度的缓冲区，显卡上的计入优化器。通信桶只计入峰值",
     "ranks_offload_params": "--offload-params 即 DeepSpeed 的 offload_param，只有 --zero-stage 3 具备",
     "ranks_offload_accumulate": "--offload-optimizer 与 --accumulate 合用仅支持 --zero-stage 3：在第 1、2 阶段，DeepSpeed 还会在主机上另存梯度，且各 rank 多少不一",
