@@ -15,6 +15,7 @@ from ..values import replace
 _NAMES_OF: Mapping[str, str] = {
     "vision": "visual vision* image* vit vpm multi_modal_projector mm_projector embed_vision connector aligner",
     "audio": "audio* speech* embed_audio sound*",
+    "speech": "talker token2wav code2wav",
     "shared_expert": "shared_expert shared_experts shared_mlp shared_expert_gate",
     "experts": "experts",
     "router": "router gate",
@@ -79,7 +80,7 @@ def component_of(name: str, class_name: str, inherited: str, *, table: bool, hea
         return "embedding"
     if head:
         return "lm_head"
-    if inherited in ("vision", "audio", "shared_expert", "experts"):
+    if inherited in ("vision", "audio", "speech", "shared_expert", "experts"):
         return inherited
     if (component := _component_named(name)) is not None:
         # A gate in an MLP without experts is one of the MLP's matrices, no router: transformers' routers are no plain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..architectures.thinkers import refuse_whole
 from ..engines import engine_of
 from ..errors import UsageError
 from ..language import Message
@@ -98,6 +99,7 @@ def serve(report: Report, serving: Serving, cards: Sequence[Gpu], *, beyond_limi
     Raises UnsupportedError for a model that the engine does not serve or whose reserve is unknown; UsageError for a budget
     smaller than a block.
     """
+    refuse_whole(report.config or {})
     engine = engine_of(serving.engine)
     report = engine.reads(report)
     limit = report.spec.context_tokens

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..architectures.thinkers import refuse_whole
 from ..errors import UnavailableError, UnsupportedError
 from ..language import Message
 from ..loaders import calibration
@@ -70,6 +71,7 @@ def _made(report: Report, run: Run, request: Request, access: Access) -> MemoryR
         raise UnsupportedError("measure_quantised", method=report.known.quantised.method)
     if run.cache == "static" and device != "cpu":
         raise UnsupportedError("measure_static", device=device)
+    refuse_whole(report.config or {})
     # Random weights are allocated one by one on the device; transformers' loader of files allocates a warm-up block first.
     loader: Loader = "per-tensor" if request.random_weights else "warmup"
     run = replace(run, device="cpu" if device == "cpu" else "cuda", gpu=_card(device), loader=loader)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 from ..architectures.reading import number, optional_integer
-from ..errors import UnsupportedError, UsageError
+from ..architectures.thinkers import thinker_config
+from ..errors import UsageError
 from ..results.media import Media, MediaKind, Medium, Request, Rules, Shape, Typed
 from ..typed import Any
 from ..values import replace
@@ -43,8 +44,7 @@ def media_of(config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]], 
 
     Llama 4's processor makes pixels in bfloat16. Source: Llama4ImageProcessor.rescale_and_normalize
     """
-    if isinstance(config.get("thinker_config"), Mapping):
-        raise UnsupportedError("media_thinker", model_type=str(config.get("model_type")))
+    config = thinker_config(config)
     tower = _tower(config)
     kinds = {typed.kind for typed in request.typed}
     processors = {kind: _with_limits(processor_of(kind, config, files, tower), kind, request) for kind in sorted(kinds)}

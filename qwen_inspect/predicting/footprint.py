@@ -7,7 +7,7 @@ every other byte comes from the trace.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 
 from ..checkpoint import Tensor
@@ -27,6 +27,7 @@ from .allocation.reserved import can_be_worked_out
 from .allocation.uses import term_of, use_of, uses_of
 from .allocation.workspaces import LT_WORKSPACE_BYTES, workspace_of
 from .assumptions import assumptions, part_assumptions, timeline_assumptions
+from .idle_towers import idle_components
 from .traces.turns import with_all_turns
 
 if TYPE_CHECKING:
@@ -283,15 +284,15 @@ def _formula_sizes(
         requests += [("gradients", tensor.size_bytes) for tensor in trained if kept]
     if run.device == "cuda":
         requests.append((WORKSPACE, workspace_of(run)))
-        requests += [(WORKSPACE, LT_WORKSPACE_BYTES)] if _adds_biases(tree) else []
+        requests += [(WORKSPACE, LT_WORKSPACE_BYTES)] if _adds_biases(tree, idle_components(run)) else []
         requests += [(WORKSPACE, workspace_of(run))] if run.mode == "train" else []
     return requests
 
 
-def _adds_biases(module: Module) -> bool:
-    """Whether a linear module has a bias, outside the vision tower, which a text prompt does not run."""
+def _adds_biases(module: Module, idle: Collection[str]) -> bool:
+    """Whether a linear module has a bias, outside of the components that the run leaves idle."""
     own = module.class_name in ("Linear", "Conv1D") and any(tensor.name == "bias" for tensor in module.tensors)
-    return own or any(_adds_biases(child) for child in module.children if child.name != "visual")
+    return own or any(_adds_biases(child, idle) for child in module.children if child.component not in idle)
 
 
 def cache_bytes(layer: CacheLayer, run: Run) -> int:

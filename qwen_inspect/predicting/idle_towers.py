@@ -1,4 +1,4 @@
-"""Which modules belong to a tower, and which towers a run leaves idle: their weights are held, and they do not run."""
+"""Which modules belong to a tower, and what a run leaves idle: its weights are held, and it does not run."""
 
 from __future__ import annotations
 
@@ -19,3 +19,10 @@ def is_idle(module: str, run: Run) -> bool:
     """Whether the module belongs to a tower that this run gives nothing to."""
     given = (False, False) if run.media is None else (bool(run.media.items), bool(run.media.clips))
     return any(is_within(name, module) and not runs for name, runs in zip(TOWERS, given, strict=True))
+
+
+def idle_components(run: Run) -> tuple[str, ...]:
+    """The components of a module tree that this run gives nothing to."""
+    seen = run.media is not None and run.media.items
+    heard = run.media is not None and run.media.clips
+    return ("speech", *(() if seen else ("vision",)), *(() if heard else ("audio",)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..architectures.thinkers import has_thinker, refuse_whole
 from ..checkpoint import DType
 from ..errors import NoModelError, QwenInspectError, UnavailableError, UnsupportedError, UsageError
 from ..language import Message
@@ -43,6 +44,8 @@ def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport
     have, by formula, which gives no peak; for an unknown architecture, the stored bytes alone. The reason is then the result's
     `refusal`; it is raised if there is no result at all.
     """
+    if run.mode != "generate":
+        refuse_whole(report.config or {})
     run = with_kernel(run, report)
     if run.device == "cuda" and run.calibration is None:
         run = replace(run, calibration=calibration.find(run.gpu, installed()))
@@ -129,6 +132,9 @@ def _with_assumptions(footprint: Footprint, report: Report, run: Run) -> Footpri
         messages += [*loss_assumption(spec, run), *rows_assumption(run)]
     if run.mode == "train" and run.device == "cuda" and run.autocast is None and spec.dtype is DType.F32:
         messages.append(Message("assume_tf32"))
+    if has_thinker(report.config or {}):
+        speaking = [child.name for child in report.tree.children if child.component == "speech"]
+        messages += [Message("assume_thinker", parts=", ".join(speaking))] if speaking else []
     if run.attention == spec.kernel != "sdpa":
         messages.append(Message("assume_no_sdpa", class_name=spec.class_name, kernel=spec.kernel))
     return replace(footprint, assumptions=tuple(messages))
@@ -186,6 +192,8 @@ def _footprint(report: Report, run: Run, course_points: int) -> Footprint:
     if run.mode == "generate" and report.attention.both_ways:  # of an encoder no trace is needed to tell
         raise UnsupportedError("trace_no_head", class_name=report.spec.class_name, mode=run.mode)
     quantised = report.known.quantised
+    if quantised is not None:
+        refuse_whole(report.config or {})
     if quantised is not None and quantised.method == "gguf":
         return _by_formula(report, run, Message("assume_gguf", method=quantised.method))
     if report.known.cache is not None and report.cache.dtype != str(report.spec.dtype):

@@ -30,7 +30,7 @@ from ..results.speed import Speed, Step, StepName
 from ..spec import Module
 from ..values import dataclass, replace
 
-OTHERS = ("vision", "embedding")  # what a step over text does not multiply with
+OTHERS = ("vision", "audio", "embedding", "speech")  # what a step over text does not multiply with
 WITHOUT_PRODUCTS = ("linear", "recurrent", "convolution", "none")  # layers without softmax attention
 SIXTEEN_BITS = ("bfloat16", "float16")
 EIGHT_BITS = (

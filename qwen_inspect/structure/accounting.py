@@ -26,6 +26,7 @@ COMPONENTS = (
     "norm",
     "other",
     "lm_head",
+    "speech",
 )
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 
 from ..architectures.generic.building import quiet
 from ..architectures.generic.configurations import stated
+from ..architectures.thinkers import thinker_of
 from ..checkpoint import DType
 from ..errors import UnsupportedError
 from ..results.attention import (
@@ -79,6 +80,7 @@ class KeptLayer:
 
 def found_cache(model: Any, dtype: DType) -> tuple[AttentionReport, CacheReport]:
     """Each layer's kind and cache, for a model on meta; UnsupportedError, with the reason, if the runs do not determine them."""
+    model = thinker_of(model)
     text = model.config.get_text_config(decoder=True)
     types, layer_configs = _expected(text)
     windows = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 
+from ..architectures.thinkers import thinker_of
 from ..typed import Any
 from .configuring import configuration_of
 
@@ -19,7 +20,7 @@ def kinds_of_tower(config: Mapping[str, Any]) -> list[Hashable]:
 
     A layer whose features the decoder adds is of its own kind. UnavailableError without torch.
     """
-    vision = getattr(configuration_of(config), "vision_config", None)
+    vision = getattr(thinker_of(configuration_of(config)), "vision_config", None)
     depth = None if vision is None else getattr(vision, _depth(vision), None)
     if type(depth) is not int or vision is None:
         return []
@@ -31,7 +32,7 @@ def kinds_of_tower(config: Mapping[str, Any]) -> list[Hashable]:
 
 def with_few_layers(configuration: Any, layers: Sequence[int]) -> None:
     """Leaves these layers of the tower of a whole model's configuration."""
-    vision = configuration.vision_config
+    vision = thinker_of(configuration).vision_config
     setattr(vision, _depth(vision), len(layers))
     for name in (FULL, ADDING):
         if numbers := getattr(vision, name, None):

@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from functools import partial
 
-from ..architectures.generic.building import as_loaded
+from ..architectures.generic.building import as_loaded, in_float32
 from ..architectures.patterns import search, selects
 from ..architectures.reading import shown
+from ..architectures.thinkers import thinker_of
 from ..errors import MalformedError, UnavailableError, UnsupportedError, UsageError
 from ..results.media import Media
 from ..results.memory import Mode, Optimizer
@@ -221,7 +222,8 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             if workload.partitioned is not None:
                 partitioned = Partitioned(model, workload.partitioned, recorder)
                 stack.enter_context(replaced([(torch.nn.functional, "linear", linear_without_weight())]))
-            run = _runs(model, spec, workload, partitioned)
+            thinker = thinker_of(model)
+            run = _runs(thinker, spec, workload, partitioned)
             labelled = workload.loop.labelled_tokens(workload.batch, workload.prompt_tokens)
             fuse_loss(model, workload.loop, labelled, workload.tiled_from)
             if workload.mode != "train" or workload.few_chunks:
@@ -241,7 +243,9 @@ def trace(spec: ModelSpec, config: Mapping[str, Any], workload: TraceRequest, pl
             _load(model, recorder, spec.class_name)
             if workload.mode != "train":  # training's backward runs outside autocast
                 stack.enter_context(autocast(workload.autocast, "cpu"))
-            alive = run(model, workload, recorder)
+            if workload.mode == "generate" and workload.media is not None and workload.media.clips:
+                recorder.after[tower_that_hears(model)] = "prefill"
+            alive = run(thinker, workload, recorder)
             if place is None and partitioned is None:
                 recorder.rename(model.parameters(), "parameter")
             recorder.closed = True
@@ -352,8 +356,12 @@ def _build(
     flash = workload.attention.startswith("flash")
     # None for transformers' own choice, so that each part of a composite model makes its own.
     implementation = None if workload.attention in ("auto", spec.kernel) else workload.attention
-    # Some classes read the values that they draw, which fake tensors do not have.
-    with replaced([(transformers.PreTrainedModel, "initialize_weights", lambda _: None)]):
+    # Some classes read the values that they draw, which fake tensors do not have; some cast parts, and torch cannot swap those.
+    unread = [
+        (transformers.PreTrainedModel, "initialize_weights", lambda _: None),
+        (torch.nn.Module, "float", in_float32),
+    ]
+    with replaced(unread):
         dtype = getattr(torch, spec.dtype.torch_name)
         model = model_class._from_config(
             configuration, dtype=dtype, attn_implementation="eager" if flash else implementation
@@ -466,8 +474,6 @@ def _generate(model: Any, workload: TraceRequest, recorder: Recorder) -> object:
             further = model._maybe_prepare_encoder_kwargs_for_generation(prompt, further, "input_ids", None)
         if stages[1:]:
             recorder.stage(stages[1])
-        if workload.media.clips:
-            recorder.after[tower_that_hears(model)] = "prefill"
     cache = _empty_cache(model, workload)
     _check_recomputed(model, workload)
     stops = StoppingCriteriaList([MaxLengthCriteria(workload.prompt_tokens + workload.new_tokens)])

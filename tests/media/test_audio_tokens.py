@@ -151,15 +151,11 @@ def test_other_rates_are_resampled() -> None:
     assert clip.samples == 16_001
 
 
-def test_a_whole_omni_model_is_told_to_give_its_thinker() -> None:
-    config: dict[str, Any] = {
-        "model_type": "qwen2_5_omni",
-        "thinker_config": {"model_type": "qwen2_5_omni_thinker", "audio_config": {}},
-    }
+@pytest.mark.parametrize("stated", [{"model_type": "qwen2_5_omni_thinker"}, {}])
+def test_a_whole_omni_model_hears_as_its_thinker(stated: Mapping[str, str]) -> None:
+    config: dict[str, Any] = {"model_type": "qwen2_5_omni", "thinker_config": {**stated, "audio_config": {}}}
     request = Request(audio=(TypedAudio(text="", samples=RATE, rate=RATE),))
-    with pytest.raises(UnsupportedError, match="thinker_config"):
-        media_of(config, {}, request)
-    assert media_of(config["thinker_config"], {}, request).tokens == 25
+    assert media_of(config, {}, request).tokens == 25
 
 
 def test_every_family_has_its_rule() -> None:

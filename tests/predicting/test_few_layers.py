@@ -29,12 +29,13 @@ from qwen_inspect.structure.inspect import inspect
 from qwen_inspect.tracing import trace as tracing
 
 from ..support.families import FAMILIES
-from ..support.hearing import heard, hearing
+from ..support.hearing import heard, hearing, speaking
 from ..support.models import write_config
 from ..support.outlines import varied
 
 TOKENS = {"image_token_id": 5, "image_token_index": 5, "vision_start_token_id": 7, "vision_end_token_id": 8}
 HEARING = ("qwen2_audio", "qwen3_omni_moe_thinker", "qwen3_asr")
+WHOLE = ("qwen2_5_omni", "qwen3_omni_moe")
 ALSO = ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "gemma3", "mistral3")
 
 
@@ -75,13 +76,16 @@ def test_a_run_traced_in_a_few_layers_is_that_of_all_layers(
 
 
 @pytest.mark.parametrize(
-    "family", ["qwen2_5_omni_thinker", *(pytest.param(family, marks=pytest.mark.exhaustive) for family in HEARING)]
+    "family",
+    ["qwen2_5_omni_thinker", *(pytest.param(family, marks=pytest.mark.exhaustive) for family in (*HEARING, *WHOLE))],
 )
 def test_a_run_with_audio_traced_in_a_few_layers_is_that_of_all_layers(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = hearing(family, layers=8)
-    config["text_config"] |= {"num_hidden_layers": 12, "layer_types": None}
+    config = speaking(f"{family}_thinker") if family in WHOLE else hearing(family, layers=8)
+    config.get("thinker_config", config)["text_config"] |= {"num_hidden_layers": 12, "layer_types": None}
+    if family in WHOLE:  # a talker as deep as the thinker
+        config["talker_config"].get("text_config", config["talker_config"])["num_hidden_layers"] = 12
     report = inspect(str(write_config(tmp_path, config)))
     seconds = (3.3,) if family == "qwen3_asr" else (3.3, 1.0)
     seen = (Typed(text="", width=200, height=120),) if "omni" in family else ()

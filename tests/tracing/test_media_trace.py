@@ -22,7 +22,7 @@ from qwen_inspect.tracing.steps import train
 
 from ..support.families import FAMILIES
 from ..support.following import Change, Run, follow, profiled
-from ..support.hearing import heard, hearing
+from ..support.hearing import heard, hearing, speaking
 from ..support.outlines import varied
 from ..support.real_runs import after_load, real_model, traced
 
@@ -194,6 +194,37 @@ def test_images_a_video_and_audio_of_omni_take_what_the_trace_says(family: str) 
     assert [stage.name for stage in timeline.stages] == ["load", "vision", "audio", "prefill", "decode"]
     least = max(LEAST, 16 * tokens)
     left = follow(large_changes(changes, least), large_events(on_cpu(timeline), least), Run({}, {}, {}))
+    assert left.scratch == {}
+
+
+@pytest.mark.parametrize(
+    "family", ["qwen2_5_omni_thinker", pytest.param("qwen3_omni_moe_thinker", marks=pytest.mark.exhaustive)]
+)
+def test_a_whole_omni_model_that_answers_in_text_takes_what_the_trace_says(family: str) -> None:
+    """Its weights, in the dtypes that it gives them, and the run of its thinker with an image and audio."""
+    config = speaking(family)
+    model = real_model(config).eval()
+    media = heard(config, 3.3, seen=(Typed(text="", width=200, height=120),))
+    tokens = media.least_tokens
+    model.speaker_map = {"Chelsie": {}}  # which `from_pretrained` reads from a file
+    options = {"thinker_max_new_tokens": 2, "thinker_do_sample": False, "thinker_eos_token_id": None}
+
+    def run() -> object:
+        given = media_inputs(model.thinker, media, batch=1, prompt_tokens=tokens)
+        made = model.generate(**given, generation_mode="text", **options, thinker_return_dict_in_generate=True)
+        return given, made
+
+    timeline = traced(config, mode="generate", prompt_tokens=tokens, new_tokens=2, device="cpu", media=media)
+    loaded = [event for event in timeline.events[: timeline.stages[1].first_event] if isinstance(event, Allocate)]
+    held = {
+        kind: [(name.rpartition(".")[0], tensor.numel() * tensor.element_size()) for name, tensor in named]
+        for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers()))
+    }
+    for kind, expected in held.items():
+        assert [(each.module, each.size_bytes) for each in loaded if each.operator == kind] == expected
+    assert any(module.startswith("talker.") for module, _ in held["parameter"])
+    least = max(LEAST, 16 * tokens)
+    left = follow(large_changes(profiled(run), least), large_events(on_cpu(timeline), least), Run({}, {}, {}))
     assert left.scratch == {}
 
 

@@ -19,6 +19,7 @@ from ..families import CLASSES
 from ..layouts import forms_in_files
 from ..reading import read_class_name, shown
 from ..sizes import check_sizes
+from ..thinkers import has_thinker
 from .building import build_generic, build_own, buildable, config_types, is_shipped
 from .modules import active_is_known, aliases_of, spec_of, state_of, tensor_of, tree_of
 from .names import renaming, stored_forms
@@ -90,7 +91,7 @@ def _of(model: Any, config: Mapping[str, Any], stored: Sequence[Tensor] | None) 
         buffers=tuple(part for buffer in buffers for part in stored_form(buffer)),
         # Source: transformers 5.23, PreTrainedModel._keys_to_ignore_on_load_unexpected
         unloaded=tuple(sorted(model._keys_to_ignore_on_load_unexpected or ())),
-        active_is_known=active_is_known(tree, model),
+        active_is_known=active_is_known(tree, model) and not has_thinker(config),  # a token passes one of its parts
         built=model,
         notices=(Message("generic_witness", class_name=spec.class_name, version=transformers.__version__),),
     )

@@ -141,6 +141,19 @@ def as_loaded(model: Any, dtype: Any) -> None:
                     own[name] = cast[id(tensor)]
 
 
+def in_float32(model: Any) -> Any:
+    """The model with all its parameters and buffers of floating-point numbers in float32, as `Module.float` leaves it."""
+    import torch
+
+    for module in model.modules():
+        for own in (module._parameters, module._buffers):
+            for name, tensor in own.items():
+                if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float32:
+                    whole = tensor.detach().to(torch.float32)
+                    own[name] = torch.nn.Parameter(whole) if own is module._parameters else whole
+    return model
+
+
 def build_own(config: Mapping[str, Any], own: Mapping[str, Any], code: Path) -> Any:
     """The model of the class defined in the directory `code`, on meta. Runs that code, never code of another repository."""
     import torch

@@ -312,7 +312,7 @@ TEXT = {
     "origin_theory_generic": "as transformers builds it on meta; not computed independently",
     "grouping_by_cache": "From the shapes of the keys and values that transformers caches: {kv_heads} KV heads of {head_dim}; {query_heads} query heads from the configuration.",
     "grouping_none": "No layer keeps keys and values for each token by heads.",
-    "active_unknown": "unknown: this configuration does not say how many experts a token uses",
+    "active_unknown": "unknown: this configuration does not say which parameters a token uses",
     "attention_other": "{layers} layers cache something other than keys and values by head: {kind}",
     "mapping_other": "These layers cache: {kind}; how they compute is not described here.",
 }

@@ -161,6 +161,7 @@ TEXT = {
     "component_vision": "Vision tower (visual)",
     "component_linear_attention": "Linear attention (linear_attn)",
     "component_audio": "Audio tower",
+    "component_speech": "Speech (talker and decoder of its codes)",
     "column_place": "Place in the model",
     "part_layers": "Decoder layers ({layers:,})",
     "part_rest": "Final norm and the rest",

@@ -312,7 +312,7 @@ TEXT = {
     "origin_theory_generic": "由 transformers 在 meta 设备上构建，非独立推算",
     "grouping_by_cache": "依据 transformers 所缓存的 K 和 V 的形状：{kv_heads} 个 KV 头，每头 {head_dim} 维；{query_heads} 个 Q 头取自配置。",
     "grouping_none": "没有任何层按头为每个 token 保存 K 和 V。",
-    "active_unknown": "未知：该配置没有给出每个 token 选用的专家数",
+    "active_unknown": "未知：该配置没有说明每个 token 使用哪些参数",
     "attention_other": "{layers} 层缓存的不是按头的 K 和 V：{kind}",
     "mapping_other": "这些层的缓存类型：{kind}；其计算方式此处未作描述。",
 }

@@ -161,6 +161,7 @@ TEXT = {
     "component_vision": "视觉塔（visual）",
     "component_linear_attention": "线性注意力（linear_attn）",
     "component_audio": "音频塔",
+    "component_speech": "语音输出（talker 及其音频码解码器）",
     "column_place": "所在位置",
     "part_layers": "Decoder 层（{layers:,} 层）",
     "part_rest": "最后的归一化层等",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
+from ...architectures.thinkers import THINKER, thinker_config
 from ...spec import Module, each_module
 from ...standard import re
 from ...tracing.towers import ADDING
@@ -16,9 +17,7 @@ FEWEST = 4  # layers: first, two alike, last
 
 def stack_of(tree: Module, layers: int) -> str | None:
     """The name of the module that has the decoder's layers, so many, named by their numbers; None if that is not clear."""
-    names = (name.rpartition(".") for name, _ in each_module(tree))
-    children = Counter(parent for parent, _, name in names if name.isdecimal())
-    stacks = [name for name, count in children.items() if count == layers and not re.search(TOWERS, name)]
+    stacks = [name for name in _stacks(tree, layers) if not re.search(TOWERS, name)]
     outermost = [name for name in stacks if not any(name.startswith(f"{other}.") for other in stacks)]
     return outermost[0] if len(outermost) == 1 else None
 
@@ -28,7 +27,7 @@ def kinds_of_decoder(settings: Sequence[Hashable], config: Mapping[str, Any]) ->
 
     Source: transformers 5.23, modeling_qwen3_vl.Qwen3VLTextModel.forward
     """
-    vision = config.get("vision_config") or {}
+    vision = thinker_config(config).get("vision_config") or {}
     adding = len(vision.get(ADDING) or ()) + 1  # the next one frees what the last of them made
     return [(setting, min(index, adding)) for index, setting in enumerate(settings)]
 
@@ -71,7 +70,13 @@ def _stand_for_all(surroundings: Sequence[Hashable], needed: set[Hashable]) -> b
 
 def tower_of(tree: Module, layers: int) -> str | None:
     """The name of the module that has the tower's layers, so many, named by their numbers; None if that is not clear."""
+    stacks = [name for name in _stacks(tree, layers) if re.search(TOWERS, name)]
+    return stacks[0] if len(stacks) == 1 else None
+
+
+def _stacks(tree: Module, layers: int) -> list[str]:
+    """The modules that have so many layers, named by their numbers, in the part that reads the prompt."""
     names = (name.rpartition(".") for name, _ in each_module(tree))
     children = Counter(parent for parent, _, name in names if name.isdecimal())
-    stacks = [name for name, count in children.items() if count == layers and re.search(TOWERS, name)]
-    return stacks[0] if len(stacks) == 1 else None
+    part = f"{THINKER}." if any(child.name == THINKER for child in tree.children) else ""
+    return [name for name, count in children.items() if count == layers and name.startswith(part)]

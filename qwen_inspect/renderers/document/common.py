@@ -64,8 +64,9 @@ def component_table(report: Report, say: Language) -> Table:
     )
 
 
-PartName = Literal["vision", "audio", "embedding", "layers", "rest", "lm_head"]
-OUTSIDE: tuple[PartName, ...] = ("vision", "audio", "embedding", "lm_head")
+PartName = Literal["vision", "audio", "embedding", "layers", "rest", "lm_head", "speech"]
+BEHIND: tuple[PartName, ...] = ("lm_head", "speech")  # the layers
+OUTSIDE: tuple[PartName, ...] = ("vision", "audio", "embedding", *BEHIND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Part:
 
 
 def parts(report: Report) -> list[Part]:
-    """The model's parts in order: towers, embedding, decoder layers, the rest, output layer. Empty without layers.
+    """The model's parts in order: towers, embedding, decoder layers, the rest, output layer, what speaks. Empty without layers.
 
     The layers' share is what the other shares leave of 10,000.
     """
@@ -105,8 +106,8 @@ def parts(report: Report) -> list[Part]:
         10_000 - rest_share - sum(part.share_basis_points for part in outside.values()),
         layers=sum(run.repeats for run in runs),
     )
-    head = outside.pop("lm_head", None)
-    return [*outside.values(), layers, *([Part("rest", rest, rest_share)] if rest else []), *([head] if head else [])]
+    last = [outside.pop(name) for name in BEHIND if name in outside]
+    return [*outside.values(), layers, *([Part("rest", rest, rest_share)] if rest else []), *last]
 
 
 def part_table(report: Report, say: Language) -> list[Block]:
@@ -316,10 +317,10 @@ def _decoder_layers(tree: Module) -> tuple[str, Module]:
 
 
 def _each_distinct(module: Module, path: str = "") -> Iterator[tuple[str, Module]]:
-    """(path, module) of every module, repeats folded; skips vision and audio towers."""
+    """(path, module) of every module, repeats folded; skips towers and what speaks."""
     yield path, module
     for child in module.children:
-        if child.component not in ("vision", "audio"):
+        if child.component not in ("vision", "audio", "speech"):
             yield from _each_distinct(child, f"{path}.{child.name}" if path else child.name)
 
 
