@@ -24,10 +24,10 @@ MORE = {
     "glm4v_moe": ("batch of several", "one video", "several videos"),
     "qwen2_5_vl": ("batch of several", "one video", "several videos", "one and one video"),
     "qwen2_vl": ("batch of several", "one video", "several videos", "one and one video"),
-    "qwen3_5": ("batch of several", "one video", "several videos"),
-    "qwen3_5_moe": ("batch of several", "one video", "several videos"),
+    "qwen3_5": ("batch of several", "one video", "several videos", "one and one video"),
+    "qwen3_5_moe": ("batch of several", "one video", "several videos", "one and one video"),
     "qwen3_vl": ("batch of several", "one video", "several videos", "one and one video"),
-    "qwen3_vl_moe": ("batch of several", "one video", "several videos"),
+    "qwen3_vl_moe": ("batch of several", "one video", "several videos", "one and one video"),
 }
 # Whose videos' frames have runs of tokens, between timestamps.
 STAMPED = ("glm4v", "glm4v_moe", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")

@@ -40,7 +40,8 @@ def known_values(recorder: Recorder, device: str) -> Iterator[None]:
 
     aten = torch.ops.aten
     by_values = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-    by_index = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+    index_put = aten.index_put.default
+    by_index = (aten.index.Tensor, index_put, aten.index_put_.default)
 
     written: set[int] = set()  # addresses of living storages that something without values was written to
 
@@ -80,6 +81,12 @@ def known_values(recorder: Recorder, device: str) -> Iterator[None]:
         recorder.see(selected, NONZERO, module=module_now())
         return selected.unbind(1)  # type: ignore[no-any-return]
 
+    def put_into_a_copy(whole: Any, indices: Sequence[Any], *others: Any) -> Any:
+        """The copy is made before the places. Source: torch 2.13, TensorAdvancedIndexing.cpp, index_put"""
+        copy = whole.clone()
+        recorder.see(copy, str(index_put), module=module_now())
+        return copy.index_put_([place for index in indices for place in places(index)], *others)
+
     def module_now() -> str:
         return recorder.modules[-1] if recorder.modules else recorder.outside
 
@@ -88,6 +95,8 @@ def known_values(recorder: Recorder, device: str) -> Iterator[None]:
 
         def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             options = kwargs or {}
+            if operator is index_put and not has_values(args[0]):
+                return put_into_a_copy(*args)
             inputs = [*tensors_in([*args, *options.values()])]
             placed = [place for index in args[1] for place in places(index)] if operator in by_index else []
             if all(map(has_values, inputs)) if inputs else gets_values(args, options.get("dtype")):

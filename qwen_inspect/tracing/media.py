@@ -32,8 +32,10 @@ FRAMES_FIRST = ("gemma4",)  # their spectrograms have a row for each frame, and 
 TYPES = {"image": 1, "video": 2, "audio": 3}  # Source: transformers 5.23, processing_utils.create_mm_token_type_ids
 
 
-def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int) -> dict[str, Any]:
-    """The inputs of `batch` equal sequences, each with all of the media in order, text between them and after."""
+def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int, masked: bool = False) -> dict[str, Any]:
+    """The inputs of `batch` equal sequences, each with all of the media in order, text between them and after; `masked`, with
+    their attention mask, where processors have it.
+    """
     import torch
 
     config, items = model.config, media.items
@@ -54,6 +56,8 @@ def media_inputs(model: Any, media: Media, *, batch: int, prompt_tokens: int) ->
         starts = {kind: getattr(config, f"{name}_start_token_id") for kind, name in marks.items()}
     row, types = _row([*runs, *(("audio", clip.tokens) for clip in media.clips)], tokens, starts, prompt_tokens)
     inputs = {"input_ids": torch.tensor([row] * batch)}
+    if masked:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in accepted:
             inputs[name] = torch.tensor([types] * batch)

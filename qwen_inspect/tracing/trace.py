@@ -442,12 +442,13 @@ def _inputs(model: Any, workload: TraceRequest) -> dict[str, Any]:
     """What the caller passes and keeps: tokens, images, videos and audio, and the mask of a padded batch."""
     import torch
 
+    masked = workload.padded or (workload.mode == "train" and workload.loop.masked)
     if workload.media is not None:
-        return media_inputs(model, workload.media, batch=workload.batch, prompt_tokens=workload.prompt_tokens)
+        size = {"batch": workload.batch, "prompt_tokens": workload.prompt_tokens}
+        return media_inputs(model, workload.media, **size, masked=masked)
     if (sequences := workload.loop.in_one_row(workload.batch)) is not None:
         return one_row(workload.batch * workload.prompt_tokens, sequences)
     input_ids = torch.zeros(workload.batch, workload.prompt_tokens, dtype=torch.int64)
-    masked = workload.padded or (workload.mode == "train" and workload.loop.masked)
     return {"input_ids": input_ids, **({"attention_mask": torch.ones_like(input_ids)} if masked else {})}
 
 

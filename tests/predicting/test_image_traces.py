@@ -131,6 +131,9 @@ def seen(model: str | dict[str, Any], *sizes: tuple[int, ...], **changes: Any) -
         pytest.param("Qwen/Qwen3.5-4B", [(300, 200), (640, 480)], {"batch": 3}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-0.8B", [(200, 160, 8)], {}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-35B-A3B", [(200, 160, 5), (64, 96, 3)], {}, marks=pytest.mark.exhaustive),
+        pytest.param("Qwen/Qwen3.5-0.8B", [(300, 200), (160, 200, 5)], {}, marks=pytest.mark.exhaustive),
+        pytest.param("Qwen/Qwen3.5-35B-A3B", [(300, 200), (160, 200, 3)], {}, marks=pytest.mark.exhaustive),
+        pytest.param("Qwen/Qwen3-VL-30B-A3B-Instruct", [(96, 64), (200, 160, 5)], {}, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_release_has_the_run_that_transformers_makes(

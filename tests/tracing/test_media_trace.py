@@ -15,6 +15,7 @@ from qwen_inspect.errors import UnsupportedError
 from qwen_inspect.media.counting import media_of
 from qwen_inspect.results.media import Media, Medium, Request, Shape, Typed
 from qwen_inspect.results.timeline import CUDA_SCRATCH, Allocate, Event, Timeline
+from qwen_inspect.results.training import LoopName, loop_of
 from qwen_inspect.tracing.adapting import ALL_LINEAR, Adapters, adapt, checkpoint
 from qwen_inspect.tracing.media import media_inputs
 from qwen_inspect.tracing.selecting import NONZERO
@@ -305,7 +306,14 @@ QUICK = 6
 
 
 def training_run(
-    config: dict[str, Any], media: Media, *, trained: str, lora: Adapters | None, checkpointing: bool, **workload: int
+    config: dict[str, Any],
+    media: Media,
+    *,
+    trained: str,
+    lora: Adapters | None,
+    checkpointing: bool,
+    loop: LoopName | None = None,
+    **workload: int,
 ) -> tuple[list[Change], list[Event]]:
     """What a real training step takes and gives back, and its trace."""
     import torch
@@ -323,8 +331,9 @@ def training_run(
     def run() -> object:
         return train(
             model,
-            lambda: media_inputs(model, media, batch=batch, prompt_tokens=tokens),
+            lambda: media_inputs(model, media, batch=batch, prompt_tokens=tokens, masked=loop is not None),
             lambda _: None,
+            loop=loop_of(loop),
             optimizer=optimizer,
             scaler=None,
             steps=1,
@@ -334,7 +343,7 @@ def training_run(
         )
 
     options: dict[str, Any] = {"trained": trained, "lora": lora, "checkpointing": checkpointing, **workload}
-    timeline = traced(config, mode="train", device="cpu", media=media, **options)
+    timeline = traced(config, mode="train", device="cpu", media=media, loop=loop_of(loop), **options)
     return profiled(run), on_cpu(timeline)
 
 
@@ -376,6 +385,29 @@ def test_training_with_images_takes_what_the_trace_says(family: str, trained: st
     changes, events = training_run(
         config, media, trained=trained, lora=None, checkpointing=checkpointing, prompt_tokens=tokens
     )
+    assert follow(large_changes(changes), large_events(events), Run({}, {}, {})).scratch == {}
+
+
+LOOPED: list[tuple[str, LoopName]] = [
+    ("gemma3", "trainer"),
+    *((family, "trainer") for family in ("mistral3", "glm4v", "internvl", "llama4", "qwen2_5_vl", "qwen3_5")),
+    *((family, "plain") for family in ("gemma3", "mistral3", "qwen3_vl")),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "loop"),
+    [pytest.param(*case, marks=pytest.mark.exhaustive if number else ()) for number, case in enumerate(LOOPED)],
+)
+def test_training_with_images_in_a_loop_has_the_mask_that_processors_make(family: str, loop: LoopName) -> None:
+    """Two sequences with two images of other sizes; the mask is large enough to be followed."""
+    config = in_numbers({**FAMILIES[family], **TOKENS} if family in FAMILIES else small(family), "float32")
+    typed = tuple(Typed(text="", width=width, height=height) for width, height in ((60, 40), (64, 90)))
+    media = replace(media_of(config, {}, Request(typed=typed)), pixel_dtype="float32")
+    tokens = media.context_tokens + 200
+    assert 8 * 2 * tokens > LEAST
+    options: dict[str, Any] = {"lora": None, "checkpointing": False, "prompt_tokens": tokens, "batch": 2}
+    changes, events = training_run(config, media, trained="", loop=loop, **options)
     assert follow(large_changes(changes), large_events(events), Run({}, {}, {})).scratch == {}
 
 
