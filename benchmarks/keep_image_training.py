@@ -87,10 +87,11 @@ class TrainedLearner(Learner):
         return shallow_layers(self.design.decoder)
 
     def deep_tower(self, random: Random) -> Sequence[Hashable]:
-        """A whole one takes long."""
+        """A whole one takes long. All kinds of layers are in it: of a tower with fewer features to add, the decoder is another."""
         whole, known = self.design.tower, set(self.surroundings(self.tower))
         towers = (whole[:layers] for layers in range(len(self.tower) + 1, len(whole) + 1))
-        return random.choice([*islice((tower for tower in towers if set(self.surroundings(tower)) <= known), 3)])
+        fitting = (tower for tower in towers if {*tower} == {*whole} and set(self.surroundings(tower)) <= known)
+        return random.choice([*islice(fitting, 3)])
 
     def changes(self, random: Random) -> dict[str, Any]:
         return {**self.what, **({"lora_rank": random.randint(3, 40)} if "lora_rank" in self.what else {})}

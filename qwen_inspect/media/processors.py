@@ -79,6 +79,8 @@ FAMILIES: Mapping[str, Family] = {
     "mistral3": (PIXTRAL, None, {}, {}),
     "internvl": (GOT_OCR, INTERNVL_VIDEO, {}, {}),
 }
+# Whose class has no tower if the configuration has none. Source: transformers 5.23, modeling_gemma4.Gemma4Model
+MAY_BE_BLIND = ("gemma4",)
 # What the model's own processor passes at each call, whatever the files say.
 # Source: videos_kwargs of Qwen2_5OmniProcessor and Qwen3OmniMoeProcessor, ProcessorMixin._merge_kwargs
 PASSED: Mapping[tuple[str, MediaKind], Mapping[str, Any]] = {
@@ -105,9 +107,10 @@ def processor_of(
     """
     model_type = str(config.get("model_type"))
     family = FAMILIES.get(model_type)
-    if family is None:
-        blind = "vision_config" not in config
-        raise UnsupportedError("media_no_tower" if blind else "media_family_unknown", model_type=model_type)
+    may_be_blind = model_type in MAY_BE_BLIND
+    sees = config.get("vision_config") is not None if may_be_blind else "vision_config" in config
+    if family is None or (may_be_blind and not sees):
+        raise UnsupportedError("media_family_unknown" if sees else "media_no_tower", model_type=model_type)
     name, released = (family[0], family[2]) if kind == "image" else (family[1], family[3])
     if name is None:
         raise UnsupportedError("media_no_videos", model_type=model_type)

@@ -137,6 +137,13 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("part", [{}, {"vision_config": None}])
+def test_gemma_4_without_a_tower_takes_no_images(part: dict[str, Any]) -> None:
+    """Source: transformers 5.23, Gemma4Config, whose vision_config is then None"""
+    with pytest.raises(UnsupportedError, match="no vision tower"):
+        media_of({"model_type": "gemma4", **part}, {}, Request(typed=(Typed(text="", width=9, height=9),)))
+
+
 @pytest.mark.parametrize("asked", REFUSED)
 def test_what_cannot_be_counted_is_refused_in_one_sentence(asked: tuple[str, ...], capsys: Capture) -> None:
     code, words = REFUSED[asked]
