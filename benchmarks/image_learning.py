@@ -13,6 +13,7 @@ from benchmarks.learning import MODULUS
 from benchmarks.repeats import Loop as Found
 from benchmarks.repeats import NoPattern, loops, tokens_of
 from qwen_inspect.predicting.families.family_trace import Variables
+from qwen_inspect.predicting.families.image_numbers import PICTURES
 from qwen_inspect.predicting.families.repeats import (
     PARTS,
     Group,
@@ -97,13 +98,25 @@ def shape_of(base: Sample, longer: Mapping[str, Sample]) -> Shape:
     )
     shape: Shape = []
     at = 0
-    for loop in found:
+    for loop in _of_pictures(found):
         if loop.begin < at:
             raise NoPattern(f"loops overlap at {loop.begin}: {loop.block}")
         shape += [("", 0, (token,)) for token in tokens[at : loop.begin]]
         shape.append((loop.axis, loop.count - base.counts[loop.axis], loop.block))
         at = loop.stop
     return shape + [("", 0, (token,)) for token in tokens[at:]]
+
+
+def _of_pictures(found: Sequence[Found]) -> Iterator[Found]:
+    """The loops, of which one that goes over images and over frames is found twice."""
+    axes: dict[tuple[int, int], set[str]] = defaultdict(set)
+    for loop in found:
+        axes[loop.begin, loop.stop].add(loop.axis)
+    for loop in found:
+        if axes[loop.begin, loop.stop] != {"images", "frames"}:
+            yield loop
+        elif loop.axis == "images":
+            yield replace(loop, axis=PICTURES)
 
 
 def grouped(shape: Shape, wider: Shape, sequences: int) -> tuple[Shape, list[Group]]:

@@ -87,7 +87,7 @@ class TrainedLearner(Learner):
         return shallow_layers(self.design.decoder)
 
     def deep_tower(self, random: Random) -> Sequence[Hashable]:
-        """A whole one takes long. All kinds of layers are in it: of a tower with fewer features to add, the decoder is another."""
+        """A whole one takes long. All kinds of layers are in it: with fewer features to add it is another structure."""
         whole, known = self.design.tower, set(self.surroundings(self.tower))
         towers = (whole[:layers] for layers in range(len(self.tower) + 1, len(whole) + 1))
         fitting = (tower for tower in towers if {*tower} == {*whole} and set(self.surroundings(tower)) <= known)

@@ -136,6 +136,8 @@ def seeing(model: str | Mapping[str, Any], *sizes: tuple[int, int], **changes: A
         pytest.param(MODEL, [(640, 480), (333, 444)], {"checkpointing": True}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen2.5-VL-3B-Instruct", [(700, 300)], {}, marks=pytest.mark.exhaustive),
         pytest.param(MODEL, [(1024, 768)], {"frozen": "visual"}, marks=pytest.mark.exhaustive),
+        pytest.param("Qwen/Qwen3-VL-2B-Instruct", [(700, 300)], {}, marks=pytest.mark.exhaustive),
+        pytest.param("Qwen/Qwen3-VL-8B-Instruct", [(640, 480)] * 2, {"checkpointing": True}, marks=pytest.mark.exhaustive),
     ],
 )  # fmt: skip
 def test_a_release_trains_as_transformers_trains_it(

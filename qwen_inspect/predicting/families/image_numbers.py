@@ -16,6 +16,7 @@ from ...values import replace
 from ..traces.kept_trace import CHUNK_TOKENS
 
 VIDEO_WINDOWS = "video windows"  # the axis of videos' windows beside images
+PICTURES = "pictures"  # that of images and of videos' frames together
 
 
 def numbers_of(media: Media, batch: int, prompt_tokens: int, total_tokens: int, *, batched: bool) -> dict[str, int]:
@@ -146,8 +147,8 @@ def by_kind(media: Media) -> list[Media]:
 
 
 def beside(images: Media, videos: Media, *, side: int) -> tuple[dict[str, int], dict[str, Sequence[Mapping[str, int]]]]:
-    """Numbers of all images beside videos in one sequence and of all those videos, and of each frame and window. side: as in
-    `images_of`.
+    """Numbers of all images beside videos in one sequence and of all those videos, and of each frame and window, and of each
+    picture: of the images, then of the frames. side: as in `images_of`.
     """
     numbers, items = dict[str, int](), dict[str, Sequence[Mapping[str, int]]]()
     for media, kind in ((images, "image"), (videos, "video")):
@@ -157,6 +158,7 @@ def beside(images: Media, videos: Media, *, side: int) -> tuple[dict[str, int], 
             whole |= of_all
         numbers |= {f"{kind} {name}": number for name, number in whole.items()}
     of_all, items["frames"] = frames_of(videos)
+    items[PICTURES] = [*frames_of(images)[1], *items["frames"]]
     return numbers | of_all, items
 
 

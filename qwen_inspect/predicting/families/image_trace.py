@@ -1,8 +1,8 @@
 """Runs with images or videos without torch: composed from a family's run in a few layers, whose sizes are formulas of the
 configuration's dimensions and of the images' numbers.
 
-A variant is a structure of decoder and tower, a kernel and the options of the class. Images behind a video, more than one of
-each beside the other, several sequences with a video, images too small for all that a larger one does, and a prompt without
+A variant is a structure of decoder and tower, a kernel and the options of the class. Images behind a video, several
+videos beside an image, several sequences with a video, images too small for all that a larger one does, and a prompt without
 text behind the last image are not covered.
 """
 

@@ -105,8 +105,8 @@ def _part(split: str, turn: int, count: int) -> int:
 
 
 class Loop(NamedTuple):
-    """axis: "images", "frames", "windows" or "chunks", or "own" for the images of one sequence, of which there is a turn for each
-    and `more`; "" for tokens that are made once.
+    """axis: "images", "frames", "pictures", "windows" or "chunks", or "own" for the images of one sequence, of which there is a
+    turn for each and `more`; "" for tokens that are made once.
     """
 
     axis: str
