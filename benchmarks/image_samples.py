@@ -18,16 +18,17 @@ from qwen_inspect.tracing.kernels import BIAS_ALIGNMENT
 from qwen_inspect.tracing.towers import ADDING, FULL
 
 IMAGES = ("one", "several", "batch")  # kinds of workloads
+VIDEOS = ("batch of several", "one video", "several videos")
 # What families are learnt with too.
 MORE = {
-    "glm4v": ("batch of several", "one video", "several videos"),
-    "glm4v_moe": ("batch of several", "one video", "several videos"),
-    "qwen2_5_vl": ("batch of several", "one video", "several videos", "one and one video"),
-    "qwen2_vl": ("batch of several", "one video", "several videos", "one and one video"),
-    "qwen3_5": ("batch of several", "one video", "several videos", "one and one video"),
-    "qwen3_5_moe": ("batch of several", "one video", "several videos", "one and one video"),
-    "qwen3_vl": ("batch of several", "one video", "several videos", "one and one video"),
-    "qwen3_vl_moe": ("batch of several", "one video", "several videos", "one and one video"),
+    "glm4v": VIDEOS,
+    "glm4v_moe": VIDEOS,
+    "qwen2_5_vl": (*VIDEOS, "one and one video", "several and one video"),
+    "qwen2_vl": (*VIDEOS, "one and one video", "several and one video"),
+    "qwen3_5": (*VIDEOS, "one and one video"),
+    "qwen3_5_moe": (*VIDEOS, "one and one video"),
+    "qwen3_vl": (*VIDEOS, "one and one video", "several and one video"),
+    "qwen3_vl_moe": (*VIDEOS, "one and one video"),
 }
 # Whose videos' frames have runs of tokens, between timestamps.
 STAMPED = ("glm4v", "glm4v_moe", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe")

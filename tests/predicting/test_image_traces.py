@@ -101,7 +101,7 @@ def seen(model: str | dict[str, Any], *sizes: tuple[int, ...], **changes: Any) -
     ("model", "sizes", "changes"),
     [
         ("Qwen/Qwen2.5-VL-3B-Instruct", [(700, 300), (333, 444)], {}),  # images have windows that are not full
-        ("Qwen/Qwen2.5-VL-3B-Instruct", [(333, 444), (200, 160, 4)], {}),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", [(700, 300), (333, 444), (200, 160, 4)], {}),
         ("google/gemma-3-4b-it", [(1024, 768)], {"gpu": "A100-80GB"}),
         ("google/gemma-3-4b-it", [(1024, 768), (300, 300)], {"batch": 3, "prompt_tokens": 900}),
         pytest.param(
@@ -125,6 +125,8 @@ def seen(model: str | dict[str, Any], *sizes: tuple[int, ...], **changes: Any) -
         pytest.param(GLM, [(200, 160, 3)], {"gpu": "A100-80GB"}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3-VL-2B-Instruct", [(200, 160, 8), (160, 200, 5)], {}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3-VL-2B-Instruct", [(300, 200), (160, 200, 5)], {}, marks=pytest.mark.exhaustive),
+        pytest.param("Qwen/Qwen3-VL-4B-Instruct", [(300, 200)] * 4 + [(160, 200, 5)], {}, marks=pytest.mark.exhaustive),
+        pytest.param("Qwen/Qwen2-VL-2B-Instruct", [(320, 96), (300, 200), (160, 200, 5)], {}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-0.8B", [(64, 64)], {"prompt_tokens": 65}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-9B", [(300, 200)], {"prompt_tokens": 128}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-9B", [(300, 200)] * 9, {"new_tokens": 1}, marks=pytest.mark.exhaustive),
