@@ -126,7 +126,9 @@ def seen(model: str | dict[str, Any], *sizes: tuple[int, ...], **changes: Any) -
         pytest.param("Qwen/Qwen3-VL-2B-Instruct", [(200, 160, 8), (160, 200, 5)], {}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3-VL-2B-Instruct", [(300, 200), (160, 200, 5)], {}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3-VL-4B-Instruct", [(300, 200)] * 4 + [(160, 200, 5)], {}, marks=pytest.mark.exhaustive),
-        pytest.param("Qwen/Qwen2-VL-2B-Instruct", [(320, 96), (300, 200), (160, 200, 5)], {}, marks=pytest.mark.exhaustive),
+        pytest.param(
+            "Qwen/Qwen2-VL-2B-Instruct", [(320, 96), (300, 200), (160, 200, 5)], {}, marks=pytest.mark.exhaustive
+        ),
         pytest.param("Qwen/Qwen3.5-0.8B", [(64, 64)], {"prompt_tokens": 65}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-9B", [(300, 200)], {"prompt_tokens": 128}, marks=pytest.mark.exhaustive),
         pytest.param("Qwen/Qwen3.5-9B", [(300, 200)] * 9, {"new_tokens": 1}, marks=pytest.mark.exhaustive),
