@@ -181,13 +181,14 @@ def test_a_hybrid_is_composed_for_prompts_of_several_chunks() -> None:
         assert sources.image_trace(report, replace(run, media=two, prompt_tokens=200, batch=batch)) is not None
 
 
-@pytest.mark.parametrize(("model", "beside"), [("Qwen/Qwen3-VL-2B-Instruct", True), ("Qwen/Qwen3.5-0.8B", False)])
-def test_videos_in_a_batch_or_with_images_behind_them_are_not_composed(model: str, beside: bool) -> None:
-    """beside: whether one behind an image is."""
+@pytest.mark.parametrize(("model", "several"), [("Qwen/Qwen3-VL-2B-Instruct", True), ("Qwen/Qwen3.5-0.8B", False)])
+def test_videos_in_a_batch_or_with_images_behind_them_are_not_composed(model: str, several: bool) -> None:
+    """several: whether one behind several images is."""
     image, video = (160, 200), (200, 160, 8)
     assert sources.image_trace(*seen(model, video)) is not None
-    assert (sources.image_trace(*seen(model, image, video)) is not None) == beside
-    for sizes in ((video, image), (image, image, video), (image, video, video)):
+    assert sources.image_trace(*seen(model, image, video)) is not None
+    assert (sources.image_trace(*seen(model, image, image, video)) is not None) == several
+    for sizes in ((video, image), (image, video, video)):
         assert sources.image_trace(*seen(model, *sizes)) is None
     assert sources.image_trace(*seen(model, video, batch=2)) is None
     assert sources.image_trace(*seen(model, image, video, batch=2)) is None
@@ -273,7 +274,7 @@ def test_a_plain_install_says_what_images_take_and_what_it_does_not_know() -> No
     model = "catalog:Qwen/Qwen3.5-0.8B"
     for known in (model, "catalog:google/gemma-3-4b-it"):
         assert "Method: traced" in without_torch("memory", known, "--image", "640x480", "--lang", "en").stdout
-    unknown = without_torch("memory", model, "--video", "640x480x4s", "--image", "640x480", "--lang", "en").stdout
+    unknown = without_torch("memory", model, "--video", "640x480x4s", "--batch", "2", "--lang", "en").stdout
     assert "no shipped trace covers this run and torch is not installed" in unknown.splitlines()[0]
 
 
