@@ -67,7 +67,6 @@ from .one_rank import (
 )
 from .one_row import one_row
 from .optimizers import move_tables, optimizer_of, page
-from .optimizers import optimizer_of, page, to_device
 from .partitioned import Partitioning
 from .partitioned_modules import linear_without_weight
 from .recorder import Recorder, recording

@@ -448,7 +448,8 @@ def test_without_torch_and_a_trace_a_sentence_says_so_and_what_to_install(
 ) -> None:
     path = write_config(tmp_path, FAMILIES["qwen2"])
     done = subprocess.run(
-        [sys.executable, "-c", MISSING, "torch", *command, str(path), "--mode", "train", "--lora", "4", "--keep-gradients", "--lang", "en"],
+        [sys.executable, "-c", MISSING, "torch", *command, str(path), "--mode", "train", "--lora", "4",
+         "--keep-gradients", "--lang", "en"],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == code, done.stderr
