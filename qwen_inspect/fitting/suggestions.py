@@ -68,7 +68,7 @@ def _tried(engine: Engine[Request, AnyDemand], change: Alternative[Request]) -> 
     try:
         with purpose(Message("purpose_suggestion", change=change.change)):
             demand = engine.demand(change.report, change.request, change.gpu)
-            required = demand.requirement(change.request.batch, change.request.context_tokens or 0)
+            required = demand.total(change.request.batch, change.request.context_tokens or 0)
     except QwenInspectError:
         return without_engine
     return _suggestion(change, required, demand.available_bytes(change.gpu))

@@ -54,7 +54,7 @@ def traced_footprint(timeline: Timeline, run: Run, *, provenance: str, course_po
     from .allocation.quick_replay import quick_peak  # not needed for a layered run
 
     timeline = with_all_turns(timeline, run)
-    whole = _whole(timeline, run)
+    whole = whole_on_device(timeline, run)
     settings, course = read_settings(run.allocator), None
     quick = run.device == "cuda" and not course_points and can_be_worked_out(settings)
     peak, uses = quick_peak(whole, settings) if quick else None, uses_of(timeline)
@@ -139,9 +139,9 @@ def _peak(replayed: Replay) -> Peak:
     )
 
 
-def _whole(timeline: Timeline, run: Run) -> Timeline:
+def whole_on_device(timeline: Timeline, run: Run) -> Timeline:
     timeline = on_device(timeline, run)
-    return growing(timeline, run.new_tokens) if run.device == "cuda" else timeline
+    return growing(timeline, run.new_tokens) if run.device == "cuda" and run.mode != "train" else timeline
 
 
 def reserved_within(timeline: Timeline, run: Run, most_bytes: int, steps: Steps) -> int:
@@ -151,7 +151,7 @@ def reserved_within(timeline: Timeline, run: Run, most_bytes: int, steps: Steps)
     """
     from .allocation.folded_replay import folded_reserved
 
-    whole, allocator = _whole(with_all_turns(timeline, run), run), _allocator(run)
+    whole, allocator = whole_on_device(with_all_turns(timeline, run), run), _allocator(run)
     least = least_reserved(whole, allocator.settings)
     if least > most_bytes:
         return least

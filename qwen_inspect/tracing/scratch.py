@@ -92,22 +92,19 @@ def with_sums(timeline: Timeline, multiprocessors: int, threads: int) -> Timelin
     with room for so many threads."""
     if not timeline.sums:
         return timeline
-    outputs = {event.id: event for event in timeline.events if isinstance(event, Allocate)}
+    sizes = {identity: sum_scratch(summed, multiprocessors, threads) for identity, summed in timeline.sums}
+    needed = {identity for identity, scratch in sizes.items() if scratch is not None}
+    if not needed:
+        return timeline
+    outputs = {event[0]: event for event in timeline.events if len(event) > 1 and event[0] in needed}
     ids = count(SUM_IDS)
     after: dict[int, tuple[Event, ...]] = {}
-    for identity, summed in timeline.sums:
-        sizes = sum_scratch(summed, multiprocessors, threads)
-        if sizes is not None:
-            scratch = [Allocate(next(ids), size_bytes, outputs[identity].module, SUM_SCRATCH) for size_bytes in sizes]
+    for identity, parts in sizes.items():
+        if parts is not None:
+            scratch = [Allocate(next(ids), size_bytes, outputs[identity].module, SUM_SCRATCH) for size_bytes in parts]
             after[identity] = (*scratch, *(Free(event.id) for event in reversed(scratch)))
-    return _changed(
-        timeline,
-        {
-            index: (event, *after[event[0]])
-            for index, event in enumerate(timeline.events)
-            if len(event) > 1 and event[0] in after
-        },
-    )
+    changed = [index for index, event in enumerate(timeline.events) if len(event) > 1 and event[0] in after]
+    return _changed(timeline, {index: (timeline.events[index], *after[timeline.events[index][0]]) for index in changed})
 
 
 def with_embeddings(timeline: Timeline, batch: int, tokens: int, sort_bytes: int) -> Timeline:
@@ -120,9 +117,11 @@ def with_embeddings(timeline: Timeline, batch: int, tokens: int, sort_bytes: int
     embedding_backward_cuda_kernel
     """
     gradients = (EMBEDDING_GRADIENT, WIDE_EMBEDDING_GRADIENT)
+    if tokens < FEWEST_SORTED:
+        return timeline
     found = [index for index, event in enumerate(timeline.events) if len(event) > 1 and event[3] in gradients]
-    made = [event for event in timeline.events if isinstance(event, Allocate) and event.operator == EMBEDDING]
-    if tokens < FEWEST_SORTED or not (found and made):
+    made = [event for event in timeline.events if len(event) > 1 and event[3] == EMBEDDING]
+    if not (found and made):
         return timeline
     looked_up = {event.module: event.size_bytes for event in made}
     row = made[0].size_bytes // tokens  # the first embedding is of tokens

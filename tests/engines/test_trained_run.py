@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,33 @@ def test_linear_attention_with_any_number_of_chunks_is_that_of_single_prediction
         traced = demand._traced_at(batch, tokens)
         assert isinstance(traced, TrainedRun)
         assert traced.held_bytes(demand._point(batch, tokens)) == demand.requirement(batch, tokens).held_bytes
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "options"),
+    [
+        ("Qwen/Qwen3-0.6B", 4, {"optimizer": "adamw_8bit"}),
+        ("Qwen/Qwen3-0.6B", 4, {"lora_rank": 16, "checkpointing": True, "accumulate": 3}),
+        ("meta-llama/Llama-3.1-8B-Instruct", 4, {"checkpointing": True}),
+        ("Qwen/Qwen3.5-0.8B", 8, {"lora_rank": 8}),
+    ],
+)
+def test_what_is_reserved_on_other_cards_is_that_of_a_prediction(
+    model: str, layers: int, options: dict[str, Any]
+) -> None:
+    """With cuDNN's attention and without it, and where sums over rows have other scratch."""
+    report = report_of(first_layers(catalog.configuration(model, catalog.entries()), layers))
+    run = Run(mode="train", prompt_tokens=4096, **options)
+    demand = TransformersDemand(report, run, gpus.find("RTX 4090"))
+    required = demand.requirement(1, 4096)
+    assert TransformersDemand(report, run, gpus.find("RTX 4090")).total(1, 4096).held_bytes == required.held_bytes
+    for name in ("L4", "A100 80GB", "H100 SXM", "B200"):
+        other, apart = (TransformersDemand(report, run, gpus.find(name)) for _ in range(2))
+        expected = apart.requirement(1, 4096)
+        assert other.least_like(demand) <= expected.held_bytes
+        assert other.total_like(demand).held_bytes == expected.held_bytes
+        assert other.total_like(demand).high_bytes == expected.high_bytes
+        assert not other._predicted
 
 
 def test_turns_are_added_to_what_takes_memory() -> None:

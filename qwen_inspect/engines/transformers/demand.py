@@ -21,6 +21,7 @@ from ...predicting.sources import (
     traced_along,
     with_kernel,
 )
+from ...predicting.totals import learnt_timeline, most_requested, reserved_on_card
 from ...predicting.traces.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
 from ...predicting.traces.outline import Outline, regime_of
 from ...predicting.traces.token_loops import is_folded
@@ -30,8 +31,10 @@ from ...results.fit import Gpu, Requirement
 from ...results.measurement import Calibration
 from ...results.memory import LOADED_TERMS, Footprint, MemoryReport, Run, context_range
 from ...results.model import Report
+from ...results.timeline import Timeline
 from ...spec import LinearAttention
 from ...tracing.kernels import BIAS_ALIGNMENT
+from ...tracing.scratch import sum_scratch
 from ...values import replace
 from ..interface import Demand
 from .traced_run import FoldedRun, TracedRun
@@ -55,6 +58,9 @@ class TransformersDemand(Demand):
         self._predicted: dict[tuple[int, int], MemoryReport] = {}
         self._by_regime: dict[str, TracedRun | None] = {}
         self._explorations: dict[Run, Exploration | None] = {}
+        self._reserved_on: dict[
+            object, int | None
+        ] = {}  # of the run as requested, by what its trace depends on of a card
         self._folded: dict[str, FoldedRun] = {}  # by regime
         self._trained = TrainedRuns(
             report,
@@ -146,7 +152,8 @@ class TransformersDemand(Demand):
             required = other.requirement(run.batch, run.prompt_tokens)
             return replace(required, context_low_bytes=low, context_high_bytes=high)
         if run.mode == "train":
-            return self._trained_like(other) if is_same and self.report is other.report else self._required
+            trained = self._on_card_like(other)
+            return trained or (self._trained_like(other) if is_same and self.report is other.report else self._required)
         if quantised is None or not is_same:  # a prediction replays it once, and no search is made of it
             return self._required
         is_composed = other.traced is not None or other._composed(run.batch, run.prompt_tokens) is not None
@@ -168,10 +175,48 @@ class TransformersDemand(Demand):
     def least_like(self, other: TransformersDemand) -> int:
         """A lower bound of what the run as requested reserves, from a search of it on another card, if that was of the same
         kernels; else 0."""
+        if (key := self._key_like(other)) is not None:
+            # cuDNN's attention has other scratch than the trace's.
+            least = 0 if has_cudnn_attention(self.run.gpu) else other._learnt_least
+            return other._reserved_on.get(key) or least
         if self.report is not other.report or _kernels_of(self.run) != _kernels_of(other.run):
             return 0
         traced = other._trained.at(self.run.batch, self.run.prompt_tokens) if self.run.mode == "train" else other.traced
         return 0 if traced is None else traced.least_bytes(self._point_of(self.run))
+
+    def total(self, batch: int, context_tokens: int) -> Requirement:
+        if (batch, context_tokens) == (self.run.batch, self.run.prompt_tokens):
+            return self._on_card_like(self) or self._required
+        return self.requirement(batch, context_tokens)
+
+    def _on_card_like(self, other: TransformersDemand) -> Requirement | None:
+        """The requirement of a training run as requested, from the trace of the same run on another card; None without one."""
+        if (key := self._key_like(other)) is None:
+            return None
+        if key not in other._reserved_on:
+            is_predicted = other is not self and key == other._key_like(other)
+            assert other._learnt is not None
+            reserved = other._required.held_bytes if is_predicted else reserved_on_card(other._learnt, self.run)
+            other._reserved_on[key] = reserved
+        if (reserved := other._reserved_on[key]) is None:
+            return None
+        low, high = self.context_bytes
+        return Requirement(terms=(("reserved", reserved),), context_low_bytes=low, context_high_bytes=high)
+
+    def _key_like(self, other: TransformersDemand) -> object:
+        """What of the card decides the requests of a training run as requested; None without its trace."""
+        if self.run.mode != "train" or self.report is not other.report or other._learnt is None:
+            return None
+        sums = [sum_scratch(summed, *sums_by(self.run.gpu)) for _, summed in other._learnt.sums]
+        return _kernels_of(self.run), *sums
+
+    @cached_property
+    def _learnt_least(self) -> int:
+        return 0 if self._learnt is None else most_requested(self._learnt)
+
+    @cached_property
+    def _learnt(self) -> Timeline | None:
+        return learnt_timeline(self.report, self.run)
 
     def _trained_like(self, other: TransformersDemand) -> Requirement:
         """The requirement of a training run with the same kernels on another card, which differs in the scratch of sums alone."""
@@ -250,7 +295,13 @@ class TransformersDemand(Demand):
             return False
         if self._requested.method == "trace" and layered_run(self.report, self.run) is not None:
             return True  # what comes in pieces is composed too
-        return self._traced_at(self.run.batch, self.run.prompt_tokens) is not None
+        return self._has_trained or self._traced_at(self.run.batch, self.run.prompt_tokens) is not None
+
+    @property
+    def _has_trained(self) -> bool:
+        """Whether a family's trace has the run as requested, a training run, with symbolic sizes."""
+        run = self.run
+        return run.mode == "train" and self._trained.may_have(run.batch, run.prompt_tokens) and self._learnt is not None
 
     @property
     def card_facts(self) -> tuple[object, ...]:
@@ -339,6 +390,8 @@ class TransformersDemand(Demand):
 
     def passes(self, batch: int, context_tokens: int, capacity_bytes: int) -> bool | None:
         """Whether the run finishes within this capacity of the allocator, which releases cached segments when it must."""
+        if self.kept_bytes > capacity_bytes and self._has_trained:
+            return False
         traced = self._traced_at(batch, context_tokens)
         return None if traced is None else traced.passes(self._point(batch, context_tokens), capacity_bytes)
 

@@ -143,6 +143,8 @@ class TracedRun:
 
     def passes(self, point: Point, capacity_bytes: int) -> bool:
         """Whether the run finishes within a capacity, with cached segments released when a request finds no room."""
+        if self.least_bytes(point) > capacity_bytes:
+            return False
         try:
             self._replayed(point, Allocator(self._settings, capacity_bytes))
         except OutOfMemory:

@@ -58,6 +58,11 @@ class TrainedRuns:
             self._runs[key] = self._put_together(run, kind)
         return self._runs[key]
 
+    def may_have(self, batch: int, tokens: int) -> bool:
+        """Whether `at` has such a run, if a family's trace has it; not for one with loops over chunks, which may be irregular."""
+        run = replace(self._run, batch=batch, prompt_tokens=tokens)
+        return not self._chunked and run.device == "cuda" and same_events_above(self._report, run) is not None
+
     def least_bytes(self, batch: int, tokens: int) -> int | None:
         """A lower bound from a run with fewer chunks, so that none is put together for a context that is far too long; None
         without one."""

@@ -25,6 +25,25 @@ def quick_peak(timeline: Timeline, settings: Settings) -> Peak | None:
         from .folded_replay import folded_peak  # few runs have such turns
 
         return folded_peak(timeline, settings)
+    order, size_of, sizes, events = _stream(timeline)
+    quick = QuickAllocator([settings.block_bytes(size) for size in sizes], Stream(order, size_of), settings)
+    quick.replay()
+    if not order or quick.reserved_bytes > UNLIMITED_BYTES:
+        return None
+    rounding = [block - sizes[kind] for block, kind in zip(quick.block_sizes, size_of, strict=True)]
+    return _located(order, quick.block_sizes, rounding, events, quick.reserved_bytes)
+
+
+def quick_reserved(timeline: Timeline, settings: Settings) -> int | None:
+    """The reserved bytes of `quick_peak`, for a timeline without folded turns."""
+    order, size_of, sizes, _ = _stream(timeline)
+    quick = QuickAllocator([settings.block_bytes(size) for size in sizes], Stream(order, size_of), settings)
+    quick.replay()
+    return quick.reserved_bytes if order and quick.reserved_bytes <= UNLIMITED_BYTES else None
+
+
+def _stream(timeline: Timeline) -> tuple[list[int], list[int], list[int], list[int]]:
+    """A stream's order and the size of each request, then the distinct sizes in bytes, and each request's event."""
     # A `Free` is told from an `Allocate` in the quickest way: there are many.
     events = [index for index, event in enumerate(timeline.events) if len(event) > 1 and event[1]]  # of each request
     size_of = [
@@ -37,14 +56,7 @@ def quick_peak(timeline: Timeline, settings: Settings) -> Peak | None:
         if event[0] in numbers
     ]
     kinds = {size: kind for kind, size in enumerate(dict.fromkeys(size_of))}
-    size_of = list(map(kinds.__getitem__, size_of))
-    sizes = list(kinds)
-    quick = QuickAllocator([settings.block_bytes(size) for size in sizes], Stream(order, size_of), settings)
-    quick.replay()
-    if not order or quick.reserved_bytes > UNLIMITED_BYTES:
-        return None
-    rounding = [block - sizes[kind] for block, kind in zip(quick.block_sizes, size_of, strict=True)]
-    return _located(order, quick.block_sizes, rounding, events, quick.reserved_bytes)
+    return order, list(map(kinds.__getitem__, size_of)), list(kinds), events
 
 
 def _located(

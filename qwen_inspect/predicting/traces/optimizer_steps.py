@@ -89,15 +89,16 @@ def with_steps(
 
     for stage, (begin, end) in zip(trace.stages, pairwise(bounds), strict=True):
         stages.append(Stage(name=stage.name, first_event=len(order)))
-        for entry in trace.order[begin:end]:
-            if entry < 0:
-                order.append(-1 - numbers[-1 - entry])
-                continue
-            if entry in gradients:
-                alive.append(entry)
-            order.append(len(allocations))
-            numbers.append(len(allocations))
-            allocations.append(trace.allocations[entry])
+        entries = trace.order[begin:end]
+        first, last = (
+            len(numbers),
+            max(len(numbers), 1 + max(entries, default=-1)),
+        )  # of its requests, which are in order
+        numbers += range(len(allocations), len(allocations) + last - first)
+        allocations += trace.allocations[first:last]
+        by_entry = [*numbers, *(-1 - number for number in reversed(numbers))]  # entry -1 - i frees request i
+        order += map(by_entry.__getitem__, entries)
+        alive += [entry for entry in gradients if first <= entry < last]
         if stage.name != BACKWARD:
             continue
         done += 1
