@@ -52,7 +52,7 @@ def card_name(name: str) -> str:
 
     UsageError for a name that was not measured here and matches no card or several.
     """
-    from ..engines.transformers.demand import calibration_of
+    from ..engines.transformers.on_card import calibration_of
     from ..loaders import calibration
     from ..predicting.sources import installed
 

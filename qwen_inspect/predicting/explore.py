@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
-from itertools import zip_longest
+from itertools import chain, zip_longest
 
 from ..results.cache import CacheReport
 from ..results.exploration import GROWTHS, Exploration, RequestSize
@@ -12,14 +12,13 @@ from ..results.memory import Run
 from ..results.timeline import Allocate, ColumnSum, Event, Free, Stage
 from ..spec import Module
 from ..tracing.scratch import CUDNN_BYTES, CUDNN_SCRATCH, SUM_IDS, SUM_SCRATCH, attentions, sum_scratch
-from ..typed import TYPE_CHECKING
+from ..typed import TYPE_CHECKING, NamedTuple
 from ..values import dataclass, replace
 from .allocation.on_device import (
     GROWN_IDS,
     OWN_IDS,
     SORT_CONSTANT_BYTES,
     SORTED_IDS,
-    growing,
     laid_out,
     leap,
     on_device,
@@ -38,8 +37,9 @@ def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Expl
     """The run of a kept trace, valid for two or more new tokens. point: the run's, if it is not a plain `Point`."""
     timeline = kept.at(point or Point(run.batch, run.prompt_tokens, run.cached_tokens))
     uses = uses_of(timeline)
-    whole = on_device(growing(timeline, GROWTHS + 2), run)  # with all growths
-    before = {new.id: old.id for old, new in leap(timeline)}
+    whole = on_device(timeline, run)
+    grown = leap(whole)
+    before = {new.id: old.id for old, new in grown}
 
     sizes: dict[object, RequestSize] = {}
     allocated = kept.allocations
@@ -60,8 +60,15 @@ def explore_trace(kept: KeptTrace, run: Run, point: Point | None = None) -> Expl
         grown = allocated[last][0], allocated[before[last]][0], growth or GROWTHS
         return sizes.get(grown) or sizes.setdefault(grown, RequestSize(grown[0], before=grown[1], growth=grown[2]))
 
+    leaps = None
+    if grown:
+        begin = next(stage.first_event for stage in whole.stages if stage.name == "decode")
+        alike = [(allocated[old.id][0], allocated[new.id][0], uses.get(new.id)) for old, new in grown]
+        leaps = _Growth(begin, grown, alike)
     exploration = _exploration(
-        "trace", whole.events, whole.stages, size_of, lambda event: use_of(event, uses), run, least_new_tokens=2
+        *("trace", whole.events, whole.stages, size_of, lambda event: use_of(event, uses), run),
+        least_new_tokens=2,
+        growth=leaps,
     )
     return replace(exploration, loops=loops_of(whole))
 
@@ -201,6 +208,17 @@ def explore_formula(
     return _exploration("formula", events, (), size_of, lambda event: use_of(event, uses), run, least_new_tokens=1)
 
 
+class _Growth(NamedTuple):
+    """A cache that grows step by step, as `on_device.growing` has it, instead of the leap that begins with this event.
+
+    pairs: of the leap. alike: what each of them has in common with others, of the same sizes and use.
+    """
+
+    begin: int
+    pairs: Sequence[tuple[Allocate, Allocate]]
+    alike: Sequence[Hashable]
+
+
 def _constant(event: Allocate) -> RequestSize:
     return RequestSize((event.size_bytes, 0, 0, 0, 0, 0, 0, 0))
 
@@ -214,6 +232,7 @@ def _exploration(
     run: Run,
     *,
     least_new_tokens: int,
+    growth: _Growth | None = None,
 ) -> Exploration:
     sizes: dict[RequestSize, int] = {}
     terms: dict[str, int] = {}
@@ -223,19 +242,43 @@ def _exploration(
     numbers: dict[int, int] = {}
     requests: list[tuple[int, int]] = []
     order: list[int] = []
-    for event in events:
-        if len(event) == 1:  # a `Free`
-            order.append(-1 - numbers[event[0]])
-            continue
+
+    def request(event: Allocate) -> tuple[int, int]:
         used, size = use(event), size_of(event)
         if (term := term_numbers.get(used)) is None:
             term = term_numbers[used] = terms.setdefault(term_of(used), len(terms))
         if (number := size_numbers.get(id(size))) is None:
             number = size_numbers[id(size)] = sizes.setdefault(size, len(sizes))
             made.append(size)
-        numbers[event[0]] = len(requests)
-        order.append(len(requests))
-        requests.append((number, term))
+        return number, term
+
+    def add(events: Sequence[Event]) -> None:
+        for event in events:
+            if len(event) == 1:  # a `Free`
+                order.append(-1 - numbers[event[0]])
+                continue
+            numbers[event[0]] = len(requests)
+            order.append(len(requests))
+            requests.append(request(event))
+
+    def grow(pairs: Sequence[tuple[Allocate, Allocate]], alike: Sequence[Hashable]) -> None:
+        examples = dict(zip(alike, (new for _, new in pairs), strict=True))
+        held: Sequence[int] = [numbers[old.id] for old, _ in pairs]
+        for step in range(1, GROWTHS + 1):
+            first = 0 if step == GROWTHS else step * GROWN_IDS
+            grown = {key: request(new._replace(id=first + new.id)) for key, new in examples.items()}
+            news = range(len(requests), len(requests) + len(pairs))
+            order.extend(chain.from_iterable(zip(news, [-1 - number for number in held], strict=True)))
+            requests.extend(map(grown.__getitem__, alike))
+            held = news
+        numbers.update(zip((new.id for _, new in pairs), held, strict=True))
+
+    if growth is None:
+        add(events)
+    else:
+        add(events[: growth.begin])
+        grow(growth.pairs, growth.alike)
+        add(events[growth.begin + 2 * len(growth.pairs) :])
     return Exploration(
         method=method,
         terms=tuple(terms),

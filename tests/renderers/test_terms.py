@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qwen_inspect.comparing.contrast import fact_rows
-from qwen_inspect.engines.transformers.demand import terms_of
+from qwen_inspect.engines.transformers.on_card import terms_of
 from qwen_inspect.language import LANGUAGES, Language
 from qwen_inspect.loaders.kept_measurement import DIFFERENCES
 from qwen_inspect.predicting.course import LOADER, STACKED_TERMS

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from ...language import Message
-from ...loaders import calibration, gpus
-from ...predicting.allocation.workspaces import has_cudnn_attention, is_hopper, workspace_of
+from ...loaders import gpus
+from ...predicting.allocation.workspaces import has_cudnn_attention, is_hopper
 from ...predicting.explore import explore_trace
 from ...predicting.families.family_trace import Loaded, loaded_of
 from ...predicting.predict import explored_everywhere, predict
@@ -15,28 +15,26 @@ from ...predicting.quantised import scratch_of
 from ...predicting.sources import (
     chunk_of,
     family_trace,
-    installed,
     layered_run,
     outline_in,
     traced_along,
     with_kernel,
 )
-from ...predicting.totals import learnt_timeline, most_requested, reserved_on_card
+from ...predicting.totals import learnt_timeline
 from ...predicting.traces.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
 from ...predicting.traces.outline import Outline, regime_of
 from ...predicting.traces.token_loops import is_folded
 from ...progress import purpose
 from ...results.exploration import Exploration
 from ...results.fit import Gpu, Requirement
-from ...results.measurement import Calibration
 from ...results.memory import LOADED_TERMS, Footprint, MemoryReport, Run, context_range
 from ...results.model import Report
-from ...results.timeline import Timeline
 from ...spec import LinearAttention
 from ...tracing.kernels import BIAS_ALIGNMENT
-from ...tracing.scratch import sum_scratch
 from ...values import replace
 from ..interface import Demand
+from .learnt_run import LearntRun
+from .on_card import calibration_of, kernels_of, terms_of
 from .traced_run import FoldedRun, TracedRun
 from .trained_runs import TrainedRuns, sums_by
 
@@ -147,7 +145,7 @@ class TransformersDemand(Demand):
         this one too, if it is composed."""
         run, quantised = self.run, self.report.known.quantised
         low, high = self.context_bytes
-        is_same = _kernels_of(run) == _kernels_of(other.run)
+        is_same = kernels_of(run) == kernels_of(other.run)
         if is_same and self.report is other.report and quantised is None and run.mode != "train":
             required = other.requirement(run.batch, run.prompt_tokens)
             return replace(required, context_low_bytes=low, context_high_bytes=high)
@@ -175,48 +173,31 @@ class TransformersDemand(Demand):
     def least_like(self, other: TransformersDemand) -> int:
         """A lower bound of what the run as requested reserves, from a search of it on another card, if that was of the same
         kernels; else 0."""
-        if (key := self._key_like(other)) is not None:
-            # cuDNN's attention has other scratch than the trace's.
-            least = 0 if has_cudnn_attention(self.run.gpu) else other._learnt_least
-            return other._reserved_on.get(key) or least
-        if self.report is not other.report or _kernels_of(self.run) != _kernels_of(other.run):
+        if self.report is other.report and other._learnt is not None:
+            return other._learnt.least_bytes(self.run)
+        if self.report is not other.report or kernels_of(self.run) != kernels_of(other.run):
             return 0
         traced = other._trained.at(self.run.batch, self.run.prompt_tokens) if self.run.mode == "train" else other.traced
         return 0 if traced is None else traced.least_bytes(self._point_of(self.run))
 
     def total(self, batch: int, context_tokens: int) -> Requirement:
-        if (batch, context_tokens) == (self.run.batch, self.run.prompt_tokens):
-            return self._on_card_like(self) or self._required
-        return self.requirement(batch, context_tokens)
+        is_requested = (batch, context_tokens) == (self.run.batch, self.run.prompt_tokens)
+        return (self._on_card_like(self) if is_requested else None) or self.requirement(batch, context_tokens)
 
     def _on_card_like(self, other: TransformersDemand) -> Requirement | None:
         """The requirement of a training run as requested, from the trace of the same run on another card; None without one."""
-        if (key := self._key_like(other)) is None:
-            return None
-        if key not in other._reserved_on:
-            is_predicted = other is not self and key == other._key_like(other)
-            assert other._learnt is not None
-            reserved = other._required.held_bytes if is_predicted else reserved_on_card(other._learnt, self.run)
-            other._reserved_on[key] = reserved
-        if (reserved := other._reserved_on[key]) is None:
+        learnt = other._learnt if self.report is other.report else None
+        reserved = None if learnt is None else learnt.reserved_bytes(self.run)
+        if reserved is None:
             return None
         low, high = self.context_bytes
         return Requirement(terms=(("reserved", reserved),), context_low_bytes=low, context_high_bytes=high)
 
-    def _key_like(self, other: TransformersDemand) -> object:
-        """What of the card decides the requests of a training run as requested; None without its trace."""
-        if self.run.mode != "train" or self.report is not other.report or other._learnt is None:
-            return None
-        sums = [sum_scratch(summed, *sums_by(self.run.gpu)) for _, summed in other._learnt.sums]
-        return _kernels_of(self.run), *sums
-
     @cached_property
-    def _learnt_least(self) -> int:
-        return 0 if self._learnt is None else most_requested(self._learnt)
-
-    @cached_property
-    def _learnt(self) -> Timeline | None:
-        return learnt_timeline(self.report, self.run)
+    def _learnt(self) -> LearntRun | None:
+        """The training run as requested, from its family's trace."""
+        timeline = learnt_timeline(self.report, self.run) if self.run.mode == "train" else None
+        return None if timeline is None else LearntRun(timeline, self.run, lambda: self._required.held_bytes)
 
     def _trained_like(self, other: TransformersDemand) -> Requirement:
         """The requirement of a training run with the same kernels on another card, which differs in the scratch of sums alone."""
@@ -416,24 +397,3 @@ class TransformersDemand(Demand):
     def _point_of(self, run: Run) -> Point:
         point = Point(run.batch, run.prompt_tokens, run.cached_tokens)
         return point if self._chunk_tokens is None else ChunkedPoint.of(point, self._chunk_tokens)
-
-
-def _kernels_of(run: Run) -> tuple[object, ...]:
-    """What of a run's card its requests depend on, outside of training."""
-    return workspace_of(run), has_cudnn_attention(run.gpu)
-
-
-def terms_of(footprint: Footprint) -> tuple[tuple[str, int], ...]:
-    """The terms of the peak (at least) and what is only reserved; without a peak, the terms of the run's end."""
-    peak_range = footprint.peak_range
-    reserved = footprint.peak_reserved if peak_range is None else peak_range.low_reserved_bytes
-    terms = [(term, size_bytes) for term, size_bytes in footprint.peak_at_least.bytes_by_term.items() if size_bytes]
-    if reserved is not None:
-        terms.append(("reserved_only", reserved - sum(size_bytes for _, size_bytes in terms)))
-    return tuple(terms)
-
-
-def calibration_of(gpu: Gpu) -> Calibration | None:
-    """This card's calibration, measured on this machine with the installed libraries; None if there is none."""
-    calibrations = (calibration.find(name, installed()) for name in (*gpu.device_names, gpu.name))
-    return next((measured for measured in calibrations if measured is not None), None)

@@ -71,10 +71,11 @@ class Stream:
         chosen_entries = list(map(chosen_by_entry.__getitem__, self.order))
         order = list(map(number.__getitem__, compress(self.order, chosen_entries)))
         size_of = list(compress(self.size_of, chosen))
+        place = [*accumulate(chosen_entries, initial=0)]
         shorter = [
             Repeat(
-                first_event=sum(chosen_entries[: repeat.first_event]),
-                events=sum(chosen_entries[repeat.first_event : repeat.first_event + repeat.events]),
+                first_event=place[repeat.first_event],
+                events=place[repeat.first_event + repeat.events] - place[repeat.first_event],
                 times=repeat.times,
             )
             for repeat in self.repeats
@@ -105,11 +106,12 @@ def _repeats(text: str) -> Iterator[Repeat]:
 
 def _exact(order: Sequence[int], size_of: Sequence[int], repeats: Sequence[Repeat]) -> Iterator[Repeat]:
     """The repeats whose turns are all alike and free only requests of the same turn or the one before."""
+    made = (
+        [before + 1 for before in accumulate(order, max, initial=-1)] if repeats else []
+    )  # requests before each entry
     for repeat in repeats:
         start, end = repeat.first_event, repeat.first_event + repeat.events * repeat.times
-        request_counts = [
-            *accumulate((entry >= 0 for entry in order[start:end]), initial=_request_count(order[:start]))
-        ]
+        request_counts = [*accumulate([entry >= 0 for entry in order[start:end]], initial=made[start])]
         first, requests = request_counts[0], request_counts[repeat.events] - request_counts[0]
         relative_order = [
             size_of[entry] if entry >= 0 else -1 - (before + entry)
@@ -120,11 +122,6 @@ def _exact(order: Sequence[int], size_of: Sequence[int], repeats: Sequence[Repea
         is_alike = repeat.events > 0 and relative_order[: -repeat.events] == relative_order[repeat.events :]
         if is_alike and all(request >= first - requests for request in inherited):
             yield replace(repeat, first_request=first, requests=requests, inherited=inherited)
-
-
-def _request_count(order: Sequence[int]) -> int:
-    """How many requests a part of an order makes."""
-    return max(order, default=-1) + 1
 
 
 def allocated_after_loading(sizes: Sequence[int], settings: Settings, *, warm_up_bytes: int = 0) -> int:

@@ -8,6 +8,7 @@ Source: transformers 5.23, torch_chunk_gated_delta_rule
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -88,7 +89,8 @@ def with_chunks(trace: KeptTrace, prompt_tokens: int, turns: int = CHUNK_TURNS) 
         by_entry: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
         for entry, *row in rows:
             by_entry[entry].append((*row,))
-        return tuple([(number, *row) for number, entry in enumerate(likes) for row in by_entry.get(entry, ())])
+        said = [number for number, entry in enumerate(likes) if entry in by_entry] if by_entry else []
+        return tuple([(number, *row) for number in said for row in by_entry[likes[number]]])
 
     return replace(
         trace,
@@ -146,11 +148,12 @@ def loops_of(trace: KeptTrace, modules: Set[str]) -> Iterator[Loop]:
         for entry, request in enumerate(trace.allocations)
     ]
     looped = {kind_of[entry] for entry, (_, module, _) in enumerate(trace.allocations) if module in modules}
-    begins = {chr(2 * kind + is_made) for kind in looped for is_made in (0, 1)}
+    begins = re.compile("|".join([re.escape(chr(2 * kind + is_made)) for kind in looped for is_made in (0, 1)]))
     alike = "".join([chr(2 * kind_of[entry] + 1 if entry >= 0 else 2 * kind_of[-1 - entry]) for entry in trace.order])
     at = 0
-    while at < len(alike):
-        events = events_of_a_turn(alike, at, MOST_EVENTS) if alike[at] in begins else None
+    while looped and (begin := begins.search(alike, at)) is not None:
+        at = begin.start()
+        events = events_of_a_turn(alike, at, MOST_EVENTS)
         if events is None:
             at += 1
             continue
@@ -174,6 +177,7 @@ class Turned:
         self.requests = made[-1]
         self.first = [made[loop.first] for loop in loops]  # request of each loop
         self.per_turn = [made[loop.first + loop.events] - made[loop.first] for loop in loops]
+        self._before = [*accumulate(self.per_turn, initial=0)]  # requests of a turn of all loops before each
         self.place_of = {  # of each request of a loop: the loop, the turn and the place in it
             entry: (number, *divmod(index, loop.events))
             for number, loop in enumerate(loops)
@@ -209,12 +213,11 @@ class Turned:
 
     def begins(self, missing: int) -> list[int]:
         """The first request of each loop in the whole run."""
-        before = accumulate(self.per_turn, initial=0)
-        return [first + missing * requests for first, requests in zip(self.first, before, strict=False)]
+        return [first + missing * requests for first, requests in zip(self.first, self._before, strict=False)]
 
     def moved(self, missing: int, request: int) -> int:
         """The number in the whole run of a request that belongs to no loop."""
-        return request + missing * sum(self.per_turn[: bisect_right(self.first, request)])
+        return request + missing * self._before[bisect_right(self.first, request)]
 
     def moved_event(self, missing: int, event: int) -> int:
         """The index in the whole run of an event between loops."""
