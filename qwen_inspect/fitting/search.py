@@ -116,12 +116,14 @@ def _unsearched(report: Report, run: Run) -> Message | None:
     """Why no context and batch is searched: sequences in one row, and a fused loss or a moving average around a run of which each
     length would have to be traced; None if they are.
     """
-    from ..predicting.families.shallow_training import same_events_above
-
     loop = run.loop
     if loop.padding_free:
         return Message("fit_unsearched", option="--padding-free")
-    if (loop.loss != "model" or loop.ema) and same_events_above(report, run) is None:
+    if loop.loss == "model" and not loop.ema:
+        return None
+    from ..predicting.families.shallow_training import same_events_above
+
+    if same_events_above(report, run) is None:
         return Message("fit_unsearched", option="--ema" if loop.ema else f"--loss {loop.loss}")
     return None
 

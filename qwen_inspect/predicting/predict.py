@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..architectures.thinkers import has_thinker, refuse_whole
 from ..checkpoint import DType
@@ -24,6 +24,7 @@ from .footprint import (
     traced_footprint,
 )
 from .sources import (
+    family_trace,
     installed,
     is_point,
     layered_run,
@@ -35,6 +36,7 @@ from .sources import (
 
 if TYPE_CHECKING:
     from ..tracing.bases import Base
+    from .families.family_trace import Composed
 
 
 def predict(report: Report, run: Run, *, course_points: int = 0) -> MemoryReport:
@@ -314,11 +316,13 @@ def _explorable(report: Report, run: Run) -> bool:
     return run.cache != "static" and run.autocast is None and not report.cache.source_bytes_per_token
 
 
-def explored_everywhere(memory: MemoryReport) -> Exploration | None:
-    """The predicted run for all workloads, from one trace; None if there is no such trace."""
+def explored_everywhere(
+    memory: MemoryReport, composed_of: Callable[[Report, Run], Composed | None] = family_trace
+) -> Exploration | None:
+    """The predicted run for all workloads, from one trace; None if there is no such trace. composed_of: `family_trace`."""
     report, run = memory.report, memory.run
     of_shape = memory.predicted.method == "trace" and is_point(run) and report.known.quantised is None
-    kept = symbolic_trace(report, run) if of_shape and _explorable(report, run) else None
+    kept = symbolic_trace(report, run, composed_of) if of_shape and _explorable(report, run) else None
     if kept is None:
         return None
     from .explore import explore_trace

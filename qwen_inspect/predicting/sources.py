@@ -345,16 +345,17 @@ def outline_in(report: Report) -> Outline | None:
     return outline_of(report.spec, report.tree, report.attention.by_config, report.cache, report.config or {})
 
 
-def chunk_of(report: Report) -> int | None:
+def chunk_of(outline: Outline | None) -> int | None:
     """Tokens of the chunks to which the model pads a prompt; None if it does not, or if its design is not known."""
-    outline = outline_in(report)
     padded = outline is not None and any(kind in ("chunk", "chunks") for kind, _ in outline.thresholds)
     return outline.chunk_tokens if outline is not None and padded else None
 
 
-def symbolic_trace(report: Report, run: Run) -> KeptTrace | None:
-    """The run with sizes that hold for any workload, without torch; None if there is none."""
-    composed = family_trace(report, run)
+def symbolic_trace(
+    report: Report, run: Run, composed_of: Callable[[Report, Run], Composed | None] = family_trace
+) -> KeptTrace | None:
+    """The run with sizes that hold for any workload, without torch; None if there is none. composed_of: `family_trace`."""
+    composed = composed_of(report, run)
     if composed is None:
         return kept_trace(report, run.attention)
     return composed.trace if composed.everywhere else None

@@ -9,17 +9,10 @@ from ...language import Message
 from ...loaders import gpus
 from ...predicting.allocation.workspaces import has_cudnn_attention, is_hopper
 from ...predicting.explore import explore_trace
-from ...predicting.families.family_trace import Loaded, loaded_of
+from ...predicting.families.family_trace import Composed, Loaded, loaded_of
 from ...predicting.predict import explored_everywhere, predict
 from ...predicting.quantised import scratch_of
-from ...predicting.sources import (
-    chunk_of,
-    family_trace,
-    layered_run,
-    outline_in,
-    traced_along,
-    with_kernel,
-)
+from ...predicting.sources import chunk_of, family_trace, outline_in, traced_along, with_kernel
 from ...predicting.totals import learnt_timeline
 from ...predicting.traces.kept_trace import CHUNK_TOKENS, CHUNKS, ChunkedPoint, Point
 from ...predicting.traces.outline import Outline, regime_of
@@ -61,10 +54,7 @@ class TransformersDemand(Demand):
         ] = {}  # of the run as requested, by what its trace depends on of a card
         self._folded: dict[str, FoldedRun] = {}  # by regime
         self._trained = TrainedRuns(
-            report,
-            self.run,
-            point_of=self._point_of,
-            held_bytes=lambda batch, tokens: self.requirement(batch, tokens).held_bytes,
+            report, self.run, point_of=self._point_of, held_bytes=lambda *run: self.requirement(*run).held_bytes
         )
         limit = None if report.design is None else report.spec.context_tokens
         new_tokens = run.new_tokens if run.mode == "generate" else 0
@@ -89,11 +79,16 @@ class TransformersDemand(Demand):
         """The kept trace of the model, if there is one for such a run."""
         memory = self.predicted(self.run.batch, self.run.prompt_tokens)
         exact = memory.predicted.method == "trace" and memory.predicted.peak_range is None
-        exploration = explored_everywhere(memory) if exact else None
+        exploration = explored_everywhere(memory, lambda *_: self._family) if exact else None
         if exploration is None:
             return None
         self._explorations[self.run] = exploration
         return TracedRun(exploration)
+
+    @cached_property
+    def _family(self) -> Composed | None:
+        """The run as requested, composed from the trace of the model's family."""
+        return family_trace(self.report, self.run, self._outline, self._loaded)
 
     @cached_property
     def _outline(self) -> Outline | None:
@@ -108,8 +103,7 @@ class TransformersDemand(Demand):
 
         With quantised weights whose kernels no trace shows, the low end of the range.
         """
-        is_dense, is_exact = self.report.known.quantised is None, self._requested.peak_range is None
-        if self._outline is None or self._requested.method != "trace" or is_dense is not is_exact:
+        if self._outline is None or not self._may_compose:
             return None
         point = self._point(batch, context_tokens)
         name = self._regime(point)
@@ -119,6 +113,12 @@ class TransformersDemand(Demand):
             self._by_regime[name] = None if exploration is None else self._traced_with_weights(exploration, [point])
         return self._by_regime[name]
 
+    @property
+    def _may_compose(self) -> bool:
+        """Whether a composed run is what was predicted: exactly, or of quantised weights the low end of a range."""
+        is_dense = self.report.known.quantised is None
+        return self._requested.method == "trace" and is_dense is (self._requested.peak_range is None)
+
     def _regime(self, point: Point) -> str:
         return "" if self._outline is None else regime_of(self._outline.thresholds, point)
 
@@ -126,13 +126,14 @@ class TransformersDemand(Demand):
         """The run composed from its family's trace; None if there is none. That of the requested workload is kept."""
         if run in self._explorations:
             return self._explorations[run]
-        composed = family_trace(self.report, run, self._outline, self._loaded)
+        is_requested = run.prompt_tokens == self.run.prompt_tokens and run.batch == self.run.batch
+        composed = self._family if is_requested else family_trace(self.report, run, self._outline, self._loaded)
         exploration = None
         if composed is not None and is_folded(composed.trace):
             self._folded[self._regime(self._point_of(run))] = FoldedRun(composed.trace, run)
         elif composed is not None:
             exploration = explore_trace(composed.trace, run, self._point_of(run))
-        if run.prompt_tokens == self.run.prompt_tokens and run.batch == self.run.batch:
+        if is_requested:
             self._explorations[run] = exploration
         return exploration
 
@@ -187,8 +188,7 @@ class TransformersDemand(Demand):
     def _on_card_like(self, other: TransformersDemand) -> Requirement | None:
         """The requirement of a training run as requested, from the trace of the same run on another card; None without one."""
         learnt = other._learnt if self.report is other.report else None
-        reserved = None if learnt is None else learnt.reserved_bytes(self.run)
-        if reserved is None:
+        if learnt is None or (reserved := learnt.reserved_bytes(self.run)) is None:
             return None
         low, high = self.context_bytes
         return Requirement(terms=(("reserved", reserved),), context_low_bytes=low, context_high_bytes=high)
@@ -274,9 +274,10 @@ class TransformersDemand(Demand):
             return True
         if self._is_chunked or (self._requested.peak_range is not None and self.report.known.spec.built):
             return False
-        if self._requested.method == "trace" and layered_run(self.report, self.run) is not None:
-            return True  # what comes in pieces is composed too
-        return self._has_trained or self._traced_at(self.run.batch, self.run.prompt_tokens) is not None
+        if self._may_compose and self._family is not None and not is_folded(self._family.trace):
+            return True
+        is_known = not self._trained.is_searched and self._has_trained
+        return is_known or self._traced_at(self.run.batch, self.run.prompt_tokens) is not None
 
     @property
     def _has_trained(self) -> bool:
@@ -392,7 +393,7 @@ class TransformersDemand(Demand):
     @cached_property
     def _chunk_tokens(self) -> int | None:
         """Tokens of the chunks to which the model pads a prompt, if it does."""
-        return CHUNK_TOKENS if self._is_chunked else chunk_of(self.report)
+        return CHUNK_TOKENS if self._is_chunked else chunk_of(self._outline)
 
     def _point_of(self, run: Run) -> Point:
         point = Point(run.batch, run.prompt_tokens, run.cached_tokens)

@@ -8,7 +8,6 @@ from ...errors import UnsupportedError
 from ...loaders import gpus
 from ...predicting.allocation.turned_streams import TurnedStreams
 from ...predicting.explore import TrainingExplored
-from ...predicting.families.shallow_training import same_events_above
 from ...predicting.sources import training_of_any
 from ...predicting.traces.kept_trace import CHUNK_TOKENS, Point
 from ...predicting.traces.training_turns import is_chunked
@@ -48,6 +47,8 @@ class TrainedRuns:
 
     def at(self, batch: int, tokens: int) -> TrainedRun | None:
         """The training run of one sequence or of several; None unless it agrees with a prediction or is of a family's trace."""
+        from ...predicting.families.shallow_training import same_events_above  # of training alone
+
         run = replace(self._run, batch=batch, prompt_tokens=tokens)
         above = same_events_above(self._report, run)
         if above is None or run.device != "cuda":
@@ -58,8 +59,15 @@ class TrainedRuns:
             self._runs[key] = self._put_together(run, kind)
         return self._runs[key]
 
+    @property
+    def is_searched(self) -> bool:
+        """Whether any run was put together yet."""
+        return bool(self._runs)
+
     def may_have(self, batch: int, tokens: int) -> bool:
         """Whether `at` has such a run, if a family's trace has it; not for one with loops over chunks, which may be irregular."""
+        from ...predicting.families.shallow_training import same_events_above
+
         run = replace(self._run, batch=batch, prompt_tokens=tokens)
         return not self._chunked and run.device == "cuda" and same_events_above(self._report, run) is not None
 
