@@ -116,8 +116,8 @@ class TransformersDemand(Demand):
     @property
     def _may_compose(self) -> bool:
         """Whether a composed run is what was predicted: exactly, or of quantised weights the low end of a range."""
-        is_dense = self.report.known.quantised is None
-        return self._requested.method == "trace" and is_dense is (self._requested.peak_range is None)
+        found, known = self._requested, self.report.design
+        return found.method == "trace" and (known is None or known.quantised is None) is (found.peak_range is None)
 
     def _regime(self, point: Point) -> str:
         return "" if self._outline is None else regime_of(self._outline.thresholds, point)
