@@ -70,8 +70,8 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "options_device": ("--device", "--random-weights", "--force", "--snapshot", "--prompt", "--max-new-tokens"),
     "options_grpo": ("--rollout", "--rollouts", "--sleep", "--reference", "--reward"),
     "options_devices": (
-        *("--tp", "--pp", "--ep", "--fsdp", "--zero-stage", "--offload", "--offload-optimizer", "--offload-params"),
-        *("--device-map", "--device-memory"),
+        *("--tp", "--pp", "--ep", "--fsdp", "--zero-stage", "--deepspeed"),
+        *("--offload", "--offload-optimizer", "--offload-params", "--device-map", "--device-memory"),
     ),
     "options_shown": (
         *(
