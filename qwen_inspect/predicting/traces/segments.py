@@ -232,8 +232,8 @@ def _by_layer(loaded: Sequence[tuple[Any, str, str]]) -> dict[int | None, list[i
 def _labels(trace: KeptTrace) -> list[int | None]:
     """The layer of each event. A free belongs to what is around it, or to the layer of what it frees if that was made in a stage
     before, and there is no backward: so a cache is freed that grows. Behind the last layer, what was made outside of the layers
-    is freed there. In training each free behind the last layer, among those of what several layers made, belongs to its layer: so
-    autocast's cache goes.
+    is freed there. In training, of frees behind the last layer that are not all its own, each belongs to its layer: so autocast's
+    cache goes.
     """
     starts = {stage.first_event for stage in trace.stages}
     trains = any(stage.name == BACKWARD for stage in trace.stages)
@@ -265,9 +265,13 @@ def _labels(trace: KeptTrace) -> list[int | None]:
 def _free_by_layer(
     order: Sequence[int], events: range, labels: list[int | None], owners: Mapping[int, int | None]
 ) -> None:
-    behind = max((index for index in events if order[index] >= 0 and labels[index] is not None), default=len(order))
+    in_layers = (index for index in events if order[index] >= 0 and labels[index] is not None)
+    behind = range(max(in_layers, default=events.stop - 1) + 1, events.stop)
+    outside = next(
+        (index for index in behind if order[index] >= 0), events.stop
+    )  # the last layer frees what goes before
     last = max((owner for owner in owners.values() if owner is not None), default=0)
-    for is_free, run in groupby(range(behind + 1, events.stop), key=lambda index: order[index] < 0):
+    for is_free, run in groupby(range(outside, events.stop), key=lambda index: order[index] < 0):
         freed = {index: owners.get(-1 - order[index]) for index in run} if is_free else {}
         if not {None, last}.issuperset(freed.values()):
             for index, owner in freed.items():
