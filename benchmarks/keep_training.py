@@ -71,6 +71,7 @@ TRAINED: Mapping[str, dict[str, Any]] = {
     "lora": _ALL,
     "lora-qv": _SOME,
     "lora-qkvo": _ATTENTION,
+    "autocast": {"autocast": "bfloat16", "dtype": "float32"},
     "trainer": _TRAINER,
     "trainer-lora": {**_ALL, **_TRAINER},
     "trainer-lora-qv": {**_SOME, **_TRAINER},

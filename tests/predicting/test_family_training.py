@@ -215,7 +215,7 @@ def test_trainers_loop_is_composed_with_its_clipping_and_its_groups_of_parameter
     rank = random.randint(2, 70)
     adapted: dict[str, Any] = {"lora_rank": rank, "lora_alpha": 2 * rank, "lora_targets": modules} if modules else {}
     name, autocast = loop
-    by_trainer = replace(LOOPS[name], clip=seed != 4, ema=seed == 3 and not modules)  # type: ignore[index]
+    by_trainer = replace(LOOPS[name or None], clip=seed != 4, ema=seed == 3 and not modules)  # type: ignore[index]
     run = Run(mode="train", prompt_tokens=150, loop=by_trainer, autocast=autocast or None, **adapted)  # type: ignore[arg-type]
     config = unseen(family, run, scheme, random)
     changes = {"optimizer": COVERED[seed], **learnt_options(family, seed, modules, loop), **adapted}

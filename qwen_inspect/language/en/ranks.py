@@ -56,7 +56,7 @@ TEXT = {
     "ranks_four_bits_autocast": "FSDP2's mixed precision would cast 4-bit codes kept in {found} to {dtype}: --autocast with --loop needs weights and bnb_4bit_quant_storage in {dtype}",
     "ranks_style": "Unknown style {style} in transformers' plan: how it cuts a tensor is not known here",
     "ranks_scalar": "FSDP2 refuses a parameter without dimensions",
-    "ranks_four_bits": "Weights in bitsandbytes' 4 bits on several devices are predicted in --mode train with --lora and --fsdp alone, in ZeRO stages 2 and 3",
+    "ranks_four_bits": "Weights in bitsandbytes' 4 bits on several devices are predicted in --mode train with --lora and FSDP2 alone (--fsdp without --deepspeed), in ZeRO stages 2 and 3",
     "ranks_four_bits_kind": "On ranks of FSDP, LoRA beside 4 bits is predicted without --dora, --lora-parameters and --modules-to-save",
     "ranks_four_bits_storage": "bnb_4bit_quant_storage is {found}, and accelerate leaves such weights whole on every rank; FSDP shards them with a floating dtype: {dtype}",
     "assume_ranks_four_bits": "A base in bitsandbytes' 4 bits: codes in words of the weights' dtype (bnb_4bit_quant_storage) are sharded, scales and tables are whole on every rank; what is not quantised keeps its dtype, as in PEFT's recipe for FSDP; checkpointing is on only with --checkpointing",

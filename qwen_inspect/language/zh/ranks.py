@@ -56,7 +56,7 @@ TEXT = {
     "ranks_four_bits_autocast": "FSDP2 的混合精度会把存为 {found} 的 4 位码转换成 {dtype}：--autocast 与 --loop 合用时，权重与 bnb_4bit_quant_storage 须为 {dtype}",
     "ranks_style": "transformers 的方案中有未知的切分方式 {style}：不知道它如何切分张量",
     "ranks_scalar": "FSDP2 不接受没有维度的参数",
-    "ranks_four_bits": "bitsandbytes 的 4 位权重在多个设备上的分布，仅支持 --mode train 与 --lora、且单独使用 --fsdp（ZeRO 阶段 2 和 3）的情况",
+    "ranks_four_bits": "bitsandbytes 的 4 位权重在多个设备上的分布，仅支持 --mode train 与 --lora、且仅由 FSDP2 切分（--fsdp，不加 --deepspeed；ZeRO 阶段 2 和 3）的情况",
     "ranks_four_bits_kind": "FSDP 下在 4 位权重旁训练 LoRA，暂不支持 --dora、--lora-parameters 和 --modules-to-save",
     "ranks_four_bits_storage": "bnb_4bit_quant_storage 为 {found}，accelerate 会把这样的权重完整保留在每个 rank 上；改用浮点类型 {dtype}，FSDP 才会切分",
     "assume_ranks_four_bits": "bitsandbytes 4 位基座：编码以权重的 dtype 存放（bnb_4bit_quant_storage）并被切分，缩放系数与查找表在每个 rank 上都是完整的；未量化的部分保持原 dtype，与 PEFT 的 FSDP 方案一致；仅在给出 --checkpointing 时使用激活重计算",
