@@ -306,7 +306,7 @@ def learnt(group: Group, random: Random) -> Variant:
         configs = cycle(group.configs.values())
         made = [
             one
-            for number in range(max(SAMPLES if is_first else 0, MORE_SAMPLES * designs))
+            for number in range((SAMPLES if is_first else MORE_SAMPLES) * designs)
             if (one := first_sample(group, islice(configs, TRIES), random, schedule, regime, number // designs))
         ]
         if made:
