@@ -39,7 +39,11 @@ ADAPTED_IN_EVERY_RUN = {
     ("qwen3 bnb-nf4-double 7 modules", 0),
     ("qwen3_5 dense 12 modules", 2),
 }
-BY_TRAINER_IN_EVERY_RUN = {("llama trainer", 1), ("llama trainer bfloat16", 0), ("llama trainer dense 7 modules", 2)}
+BY_TRAINER_IN_EVERY_RUN = {
+    ("llama trainer", 1),
+    ("llama trainer bfloat16", 0),
+    ("llama dense 7 modules trainer bfloat16", 2),
+}
 TRAINED = Run(mode="train", prompt_tokens=150, attention="sdpa")
 # With each optimizer.
 OPTIONS: tuple[Mapping[str, Any], ...] = (
