@@ -64,7 +64,7 @@ def assert_as_transformers(config: Mapping[str, Any], **changes: Any) -> None:
     theirs = trace(report.spec, config, trace_request(plan.run, plan.four_bits))
     mine = composed.at(Point(run.batch, run.prompt_tokens, run.prompt_tokens))
     assert mine.stages == theirs.stages
-    in_forms = freed_forms if config.get("model_type") in ("gemma3_text", "olmo3") else tuple
+    in_forms = freed_forms if config.get("model_type") in ("gemma3", "gemma3_text", "olmo3") else tuple
     assert in_forms(without_order_of_frees(mine.events)) == in_forms(without_order_of_frees(theirs.events))
     assert (mine.sums, mine.cast) == (theirs.sums, theirs.cast)
 
