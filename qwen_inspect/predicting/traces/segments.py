@@ -253,10 +253,11 @@ def _labels(trace: KeptTrace) -> list[int | None]:
                 label = owner
         labels.append(label)
     if trains:
+        owners = {entry: owner for entry, (_, owner) in made.items()}
         bounds = [*(stage.first_event for stage in trace.stages), len(trace.order)]
         for one, events in zip(trace.stages, map(range, bounds, bounds[1:]), strict=True):
             if one.name == FORWARD:
-                _free_by_layer(trace.order, events, labels, {entry: owner for entry, (_, owner) in made.items()})
+                _free_by_layer(trace.order, events, labels, owners)
     else:
         _end_passes(trace.order, labels, {entry for entry, (_, owner) in made.items() if owner is None})
     return labels
@@ -267,9 +268,8 @@ def _free_by_layer(
 ) -> None:
     in_layers = (index for index in events if order[index] >= 0 and labels[index] is not None)
     behind = range(max(in_layers, default=events.stop - 1) + 1, events.stop)
-    outside = next(
-        (index for index in behind if order[index] >= 0), events.stop
-    )  # the last layer frees what goes before
+    # What goes before something is made outside of the layers, the last layer frees.
+    outside = next((index for index in behind if order[index] >= 0), events.stop)
     last = max((owner for owner in owners.values() if owner is not None), default=0)
     for is_free, run in groupby(range(outside, events.stop), key=lambda index: order[index] < 0):
         freed = {index: owners.get(-1 - order[index]) for index in run} if is_free else {}
